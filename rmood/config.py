@@ -1,0 +1,121 @@
+"""A frozen dataclass becomes flags, `--help` and the config in `run.json`.
+
+    @dataclass(frozen=True)
+    class Config:
+        lr: float = opt(5e-5, "peak learning rate", above=0)
+
+    config = parse(Config, __doc__)
+
+Default paths hang from RMOOD_HOME (the repository, unless set) and from --dataset: a default such as "{pairs}" is
+filled from `layout`. Flags are accepted with '-' or '_'.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+import typing
+from pathlib import Path
+
+from .records import BadInput
+
+FILES = {  # split -> role -> path under datasets/<dataset>/, as in the reference pipeline
+    "train": dict(prompts="rm/rm_prompts.json", responses="rm/rm_sft.json", rewards="rm/rm_rewards.json", pairs="rm/rm_implicit.jsonl"),
+    "test": dict(prompts="test/test_prompts.json", responses="rm/test_sft.json", rewards="rm/test_reward_gold.json", pairs="rm/test_implicit.jsonl"),
+}
+ALPACAFARM_MODELS = dict(sft="Hahmdong/RMOOD-qwen3-4b-alpacafarm-sft", gold="Skywork/Skywork-Reward-V2-Llama-3.1-8B", proxy="{models}/RMOOD-qwen3-4b-alpacafarm-rm")
+
+
+def layout(dataset: str, split: str = "train") -> dict[str, str]:
+    """Where everything of a dataset lies: prompts, responses, rewards and pairs of the split; test_... of the test
+    split; and the models sft, gold and proxy."""
+    home = Path(os.environ.get("RMOOD_HOME") or Path(__file__).resolve().parent.parent)
+    if not home.is_dir():
+        raise BadInput(f"RMOOD_HOME={home}: no such folder: make it, or unset RMOOD_HOME")
+    models = str(home / "models")
+    names = ALPACAFARM_MODELS if dataset == "alpacafarm" else {role: f"{{models}}/{dataset}-{end}" for role, end in dict(sft="sft", gold="gold", proxy="rm").items()}
+    paths = {role: str(home / "datasets" / dataset / file) for role, file in FILES[split].items()}
+    test = {f"test_{role}": str(home / "datasets" / dataset / file) for role, file in FILES["test"].items()}
+    return paths | test | {role: name.format(models=models) for role, name in names.items()} | {"home": str(home), "data": str(home / "datasets" / dataset), "models": models}
+
+
+def opt(default, help: str, *, choices=None, above=None, at_least=None, at_most=None):
+    """One option: its default, its documentation, and the values it may take."""
+    metadata = dict(help=help, choices=choices, above=above, at_least=at_least, at_most=at_most)
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise BadInput(f"{self.prog}: {message}: see {self.prog} --help")
+
+
+def parse(config_class, description: str, argv: list[str] | None = None, prog: str | None = None):
+    """The config from the command line. Raises BadInput for an unknown flag or an impossible value."""
+    fields = dataclasses.fields(config_class)
+    types = typing.get_type_hints(config_class)
+    parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for field in fields:
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        shown = "none" if default in ("", None, []) else " ".join(default) if isinstance(default, list) else default
+        settings: dict = dict(default=default, help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"), dest=field.name)
+        kind = types[field.name]
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is list:
+            settings |= dict(nargs="+", type=typing.get_args(kind)[0], metavar=field.name.upper())
+        else:
+            settings |= dict(type=kind, choices=field.metadata["choices"])
+            settings["metavar"] = None if field.metadata["choices"] else kind.__name__.upper() if kind is not str else "TEXT"
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **settings)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = ["--" + flag[2:].replace("_", "-") + equals + value if word.startswith("--") else word for word in argv for flag, equals, value in [word.partition("=")]]
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        raise BadInput(f"{parser.prog}: unknown argument {unknown[0]}: " + (f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"))
+    return complete(config_class(**vars(values)), parser.prog)
+
+
+def complete(config, where: str = "config"):
+    """The config with its bounds checked and its default paths filled in."""
+    for field in dataclasses.fields(config):
+        value, limits = getattr(config, field.name), field.metadata
+        name = f"{where}: --{field.name.replace('_', '-')} {value}"
+        if limits["above"] is not None and not value > limits["above"]:
+            raise BadInput(f"{name}: must be above {limits['above']}")
+        if limits["at_least"] is not None and not value >= limits["at_least"]:
+            raise BadInput(f"{name}: must be at least {limits['at_least']}")
+        if limits["at_most"] is not None and not value <= limits["at_most"]:
+            raise BadInput(f"{name}: must be at most {limits['at_most']}")
+        if isinstance(value, float) and value in (float("inf"), float("-inf")):
+            raise BadInput(f"{name}: must be finite")
+    if not hasattr(config, "dataset"):
+        return config
+    paths = layout(config.dataset, getattr(config, "split", "train"))
+
+    def fill(value):
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        for role, path in paths.items() if isinstance(value, str) else ():
+            value = value.replace("{" + role + "}", path)
+        return value
+
+    return dataclasses.replace(config, **{field.name: fill(getattr(config, field.name)) for field in dataclasses.fields(config)})
+
+
+def run_script(main) -> None:
+    """Run a script's main(): bad input is one line on stderr and exit status 2, Ctrl-C is 130; bugs keep their traceback."""
+    try:
+        sys.exit(main())
+    except BadInput as letter:
+        if os.environ.get("RANK", "0") == "0":
+            print(letter, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished work is kept; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

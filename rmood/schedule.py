@@ -1,0 +1,23 @@
+"""The learning rate as a pure function of the step: linear warmup, then a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+
+import math
+
+
+def warmup_steps(total_steps: int, ratio: float) -> int:
+    """Steps of warmup: the ratio of all steps, rounded, and at least one."""
+    return max(1, round(total_steps * ratio))
+
+
+def learning_rate(step: int, total_steps: int, warmup: int, peak: float, floor: float = 0.0) -> float:
+    """Rate of step 1, 2, ..., total_steps.
+
+        step <= warmup:  peak * step / warmup               step 1 already learns; step `warmup` has the peak
+        afterwards:      floor + (peak - floor) * (1 + cos(pi * t)) / 2,   t = (step - warmup) / (total - warmup)
+
+    so that the last step has exactly the floor. (Hugging Face counts from 0: its first step has rate 0 and its last
+    one misses the floor.)
+    """
+    if step <= warmup:
+        return peak * step / warmup
+    t = (step - warmup) / (total_steps - warmup)
+    return floor + (peak - floor) * (1 + math.cos(math.pi * t)) / 2
