@@ -22,6 +22,30 @@ def bradley_terry_loss(margin: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(margin)  # ln 2 = 0.693 where the model has no opinion: the value to see at step 0
 
 
-def accuracy(margin: torch.Tensor) -> torch.Tensor:
-    """(B,) margins -> share of pairs ranked right, a scalar; a tie is a miss."""
-    return (margin > 0).float().mean()
+def pair_metrics(rewards: torch.Tensor, gold_margin: torch.Tensor | None = None) -> dict[str, float]:
+    """What (B, 2) rewards, chosen first, say about a model. gold_margin: (B,) gold's own margins, where known.
+
+    loss           mean Bradley-Terry loss, nats; ln 2 = 0.693 is no opinion
+    accuracy       share of pairs with r_chosen > r_rejected; a tie is a miss
+    margin_mean    mean of r_chosen - r_rejected
+    reward_mean, reward_std, reward_min, reward_max   over all 2B rewards; their offset means nothing
+    std_within     spread of the two rewards of a pair, sqrt(mean(margin^2) / 2): what training can widen
+    std_across     spread of the pairs' mean rewards: what the loss leaves alone
+    spread_ratio   std_within over gold's; well under 1 is a compressed model
+    """
+    rewards = rewards.double().cpu()
+    margin = reward_margin(rewards)
+    metrics = {
+        "loss": bradley_terry_loss(margin).mean(),
+        "accuracy": (margin > 0).double().mean(),
+        "margin_mean": margin.mean(),
+        "reward_mean": rewards.mean(),
+        "reward_std": rewards.std(correction=0),
+        "reward_min": rewards.min(),
+        "reward_max": rewards.max(),
+        "std_within": margin.square().mean().div(2).sqrt(),
+        "std_across": rewards.mean(dim=1).std(correction=0),
+    }
+    if gold_margin is not None:
+        metrics["spread_ratio"] = metrics["std_within"] / gold_margin.double().square().mean().div(2).sqrt()
+    return {name: value.item() for name, value in metrics.items()}

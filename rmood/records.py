@@ -163,7 +163,7 @@ def _numbered(row, name: str, kind, where: str) -> list:
 
 def read_pairs(path: str) -> list[Pair]:
     """Pairs from JSONL, one a line, or from the columnar JSON form {"chosen": [...], "rejected": [...]}."""
-    lines = _read_text(path).splitlines()
+    lines = _read_text(path).split("\n")  # not splitlines: U+2028 and its like stand inside texts
     try:
         first = json.loads(lines[0])
         columnar = isinstance(first, dict) and bool(first.get("chosen")) and isinstance(first["chosen"][0], list)

@@ -1,0 +1,107 @@
+"""Conversation to token ids by chat template; the length rule; the scored token.
+
+The reward of a conversation is read at its *scored token*: the last token of the rendered template, whatever the pad
+token is. The template writes every special token itself (also BOS), so its text is tokenized without adding any.
+"""
+
+import hashlib
+from pathlib import Path
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from .records import BadInput
+
+
+def load_tokenizer(name: str, chat_template: str = "") -> PreTrainedTokenizerBase:
+    """A tokenizer with a chat template: its own, or the one in the file `chat_template`."""
+    transformers_logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers raises many kinds: gated, missing, offline, broken file
+        raise BadInput(f"{name}: no tokenizer could be loaded ({one_line(error)}): check the name or path, and the access to it")
+    if chat_template:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{chat_template}: the chat template cannot be read ({one_line(error)}): check the path")
+    if not tokenizer.chat_template:
+        raise BadInput(f"{name}: its tokenizer has no chat template: give one with --chat-template FILE (Jinja, as in transformers)")
+    return tokenizer
+
+
+def one_line(error: Exception, limit: int = 160) -> str:
+    """The first line of an error's text, for a letter."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Two stages saw the same text only if this is equal."""
+    return hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer a pad token that is not its EOS.
+
+    Hugging Face and vLLM score the last token that is not a pad: with pad = eos that would be the token before EOS.
+    Taken in this order: its own; a special token named for padding; <unk>; a reserved token; a new token <|pad|>.
+    """
+    if tokenizer.pad_token is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    named = [token for word in ("pad", "reserved") for token in special if word in token.lower() and token != tokenizer.eos_token]
+    unknown = [tokenizer.unk_token] if tokenizer.unk_token not in (None, tokenizer.eos_token) else []
+    first_choice = [token for token in named if "pad" in token.lower()] + unknown + named + ["<|pad|>"]
+    tokenizer.add_special_tokens({"pad_token": first_choice[0]})
+
+
+def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
+    """The conversation exactly as the model reads it."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise BadInput(f"the chat template refuses the turns [{roles}] ({one_line(error)}): mend them, or pass another --chat-template")
+
+
+def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of rendered texts, in parallel over the cores; nothing is added."""
+    return tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"] if texts else []
+
+
+def encode_conversations(conversations: list[list[dict]], tokenizer, max_length: int) -> tuple[list[list[int]], list[int]]:
+    """Token ids of each conversation, and the rows that were cut to max_length tokens.
+
+    A long conversation loses tokens from the end of its last message, never the template's closing tokens: the
+    scored token stays the one that closes the response. Raises BadInput where the prompt alone fills max_length.
+    """
+    rows = encode([render(messages, tokenizer) for messages in conversations], tokenizer)
+    cut = [i for i, ids in enumerate(rows) if len(ids) > max_length]
+    for i in cut:
+        text, content = render(conversations[i], tokenizer), conversations[i][-1]["content"].strip()
+        closing_text = text[text.rindex(content) + len(content) :]
+        opening_text = text[: text.rindex(content)]
+        opening, closing = encode([opening_text, closing_text], tokenizer)
+        if len(opening) + len(closing) >= max_length:
+            raise BadInput(f"conversation {i}: its prompt alone has {len(opening)} tokens of --max-length {max_length}: raise it, or drop the row")
+        rows[i] = rows[i][: max_length - len(closing)] + closing
+    return rows, cut
+
+
+def common_prefix(rows: list[list[int]]) -> int:
+    """Tokens that all rows begin with, at most one less than the shortest: every row keeps a last token of its own."""
+    first, last = min(rows), max(rows)  # where the smallest and the largest agree, all do
+    shortest = min(len(row) for row in rows) - 1
+    return next((i for i in range(shortest) if first[i] != last[i]), shortest)
+
+
+def show_row(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The rendered text with the scored token in ⟦ ⟧, and what was scored in words."""
+    text = render(messages, tokenizer)
+    ids = encode([text], tokenizer)[0]
+    tail = tokenizer.decode(ids[-1:])
+    visible = tail.replace("\n", "\\n")
+    body = text[: len(text) - len(tail)] if text.endswith(tail) else tokenizer.decode(ids[:-1])
+    return f"{body}⟦{visible}⟧\n({len(ids)} tokens; the scored token is the last: id {ids[-1]}, {visible!r})"
