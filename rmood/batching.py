@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .records import BadInput
+from . import BadInput
 from .tokenization import common_prefix
 
 

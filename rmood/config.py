@@ -18,7 +18,7 @@ import sys
 import typing
 from pathlib import Path
 
-from .records import BadInput
+from . import BadInput
 
 FILES = {  # split -> role -> path under datasets/<dataset>/, as in the reference pipeline
     "train": dict(prompts="rm/rm_prompts.json", responses="rm/rm_sft.json", rewards="rm/rm_rewards.json", pairs="rm/rm_implicit.jsonl"),
@@ -29,7 +29,7 @@ ALPACAFARM_MODELS = dict(sft="Hahmdong/RMOOD-qwen3-4b-alpacafarm-sft", gold="Sky
 
 def layout(dataset: str, split: str = "train") -> dict[str, str]:
     """Where everything of a dataset lies: prompts, responses, rewards and pairs of the split; test_... of the test
-    split; and the models sft, gold and proxy."""
+    split; the models sft, gold and proxy; the report."""
     home = Path(os.environ.get("RMOOD_HOME") or Path(__file__).resolve().parent.parent)
     if not home.is_dir():
         raise BadInput(f"RMOOD_HOME={home}: no such folder: make it, or unset RMOOD_HOME")
@@ -37,7 +37,7 @@ def layout(dataset: str, split: str = "train") -> dict[str, str]:
     names = ALPACAFARM_MODELS if dataset == "alpacafarm" else {role: f"{{models}}/{dataset}-{end}" for role, end in dict(sft="sft", gold="gold", proxy="rm").items()}
     paths = {role: str(home / "datasets" / dataset / file) for role, file in FILES[split].items()}
     test = {f"test_{role}": str(home / "datasets" / dataset / file) for role, file in FILES["test"].items()}
-    return paths | test | {role: name.format(models=models) for role, name in names.items()} | {"home": str(home), "data": str(home / "datasets" / dataset), "models": models}
+    return paths | test | {role: name.format(models=models) for role, name in names.items()} | {"home": str(home), "data": str(home / "datasets" / dataset), "models": models, "report": str(home / "reports" / f"{dataset}.html")}
 
 
 def opt(default, help: str, *, choices=None, above=None, at_least=None, at_most=None):

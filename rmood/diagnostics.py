@@ -5,12 +5,15 @@ P prompts, K responses each, M = K (K - 1) / 2 pairs of a prompt. A margin is r_
 (only margins enter the loss), so agreement and spread are judged on margins.
 """
 
+import math
+from collections import defaultdict
+from itertools import combinations, permutations
 from string import Formatter
 from typing import NamedTuple
 
 import numpy as np
 
-from .records import BadInput
+from .records import BadInput, Pair
 
 # ---- measurements ----------------------------------------------------------------------------------------------
 
@@ -27,8 +30,9 @@ def wilson(hits: float, n: float, z: float = 1.959964) -> tuple[float, float]:
         (p + z^2 / 2n -+ z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
     """
     p, zz = hits / n, z * z
-    half = z * np.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    return max(0.0, float((p + zz / (2 * n) - half) / (1 + zz / n))), min(1.0, float((p + zz / (2 * n) + half) / (1 + zz / n)))
+    half = z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    middle, scale = p + zz / (2 * n), 1 + zz / n
+    return max(0.0, min(p, (middle - half) / scale)), min(1.0, max(p, (middle + half) / scale))  # p inside, also after rounding
 
 
 def match_with_gold(proxy: np.ndarray, gold: np.ndarray) -> dict:
@@ -81,7 +85,8 @@ def spread(proxy: np.ndarray, gold: np.ndarray) -> dict:
         margin_std   of the margins of the compared pairs: within prompts, what the loss trains; sqrt(2) std within
         across_std   of the prompts' mean rewards: Bradley-Terry does not train it
 
-    margin_std_ratio near 1 is a proxy as sure as gold, if gold's unit is log-odds too; 0.5 to 2 passes for healthy.
+    margin_std_ratio near 1 is a proxy as sure as gold, if gold's unit is log-odds too; 0.5 to 2 passes for healthy. A
+    ratio is None where gold does not vary.
     """
     proxy_margin, gold_margin = within_prompt_margins(proxy), within_prompt_margins(gold)
     compared = gold_margin != 0
@@ -90,9 +95,8 @@ def spread(proxy: np.ndarray, gold: np.ndarray) -> dict:
     for side, (rewards, margins) in sides.items():
         found |= {f"{side}_std": rewards.std(), f"{side}_margin_std": margins[compared].std(), f"{side}_across_std": rewards.mean(axis=1).std()}
     for name in ("std", "margin_std", "across_std"):
-        if found[f"gold_{name}"] > 0:
-            found[f"{name}_ratio"] = found[f"proxy_{name}"] / found[f"gold_{name}"]
-    return {name: float(value) for name, value in found.items()}
+        found[f"{name}_ratio"] = found[f"proxy_{name}"] / found[f"gold_{name}"] if found[f"gold_{name}"] > 0 else None
+    return {name: None if value is None else float(value) for name, value in found.items()}
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -147,9 +151,8 @@ def pair_quality(rewards: np.ndarray, gold: np.ndarray | None = None) -> dict:
     found = dict(train_accuracy=accuracy, train_accuracy_low=low, train_accuracy_high=high, train_loss=float(np.logaddexp(0, -margin).mean()))
     found |= dict(ties=int((margin == 0).sum()), margin_mean=float(margin.mean()), margin_median=float(np.median(margin)), margin_std=float(margin.std()))
     found |= {f"proxy_{name}": value for name, value in reward_summary(rewards).items()}
-    if gold is not None and (size := np.sqrt(((gold[:, 0] - gold[:, 1]) ** 2).mean())) > 0:
-        found["margin_std_ratio"] = float(np.sqrt((margin**2).mean()) / size)
-    return found
+    size = 0.0 if gold is None else np.sqrt(((gold[:, 0] - gold[:, 1]) ** 2).mean())
+    return found | {"margin_std_ratio": float(np.sqrt((margin**2).mean()) / size) if size > 0 else None}
 
 
 def training_summary(metrics: list[dict]) -> dict:
@@ -161,7 +164,7 @@ def training_summary(metrics: list[dict]) -> dict:
     for name, key in dict(train_loss="loss", train_accuracy="accuracy").items():
         if last and all(line.get(key) is not None for line in last):
             found[name] = float(np.mean([line[key] for line in last]))
-    return found
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def most_wrong(proxy: np.ndarray, gold: np.ndarray, count: int = 8) -> list[tuple[int, int, int]]:
@@ -176,6 +179,91 @@ def most_wrong(proxy: np.ndarray, gold: np.ndarray, count: int = 8) -> list[tupl
         if loss[prompt, pair] > 0:
             found.append((int(prompt), i, j) if gold[prompt, i] > gold[prompt, j] else (int(prompt), j, i))
     return found
+
+
+# ---- training pairs --------------------------------------------------------------------------------------------
+
+
+def sides_in_row(pair: Pair, prompt: list[dict] | None, texts: list[str]) -> list[tuple[int, int]]:
+    """Where the chosen and the rejected text stand among the responses of a row (equal texts: in several places); empty
+    where they do not. prompt: compared unless None."""
+    if prompt is not None and prompt != pair.chosen[:-1]:
+        return []
+    chosen, rejected = pair.chosen[-1]["content"], pair.rejected[-1]["content"]
+    return [(i, j) for i, a in enumerate(texts) if a == chosen for j, b in enumerate(texts) if i != j and b == rejected]
+
+
+def rows_of(pairs: list[Pair], prompts: list | None, responses: list[list[str]]) -> list[int | None]:
+    """The row of each pair: its `index`; without one, the next row that holds both texts (pairs are written in order)."""
+    holding = defaultdict(list)  # two texts -> the rows that hold them
+    if any(pair.index is None for pair in pairs):
+        for row, texts in enumerate(responses):
+            for both in set(permutations(texts, 2)):
+                holding[both].append(row)
+    rows, start = [], 0
+    for pair in pairs:
+        row = pair.index
+        if row is None:
+            found = [r for r in holding[pair.chosen[-1]["content"], pair.rejected[-1]["content"]] if prompts is None or prompts[r] == pair.chosen[:-1]]
+            row = next((r for r in found if r >= start), found[0] if found else None)
+        rows.append(row if isinstance(row, int) and 0 <= row < len(responses) else None)
+        if rows[-1] is not None:
+            start = rows[-1] + (len(responses[0]) == 2)  # more responses: more pairs of the same row may follow
+    return rows
+
+
+def best_side(sides: list[tuple[int, int]], rewards: list[float]) -> tuple[int, int]:
+    """Of equal texts the reading that gold likes best."""
+    return max(sides, key=lambda side: rewards[side[0]] - rewards[side[1]])
+
+
+def pairs_against_gold(
+    pairs: list[Pair], prompts: list | None, responses: list[list[str]], gold: list[list[float]], min_margin: float = 0.0, drop_identical: bool = False
+) -> list[tuple[str, list[str], str]]:
+    """Are these the pairs that gold makes of the responses? Checks: name, a line for each failure, words for success.
+
+    min_margin, drop_identical: what preprocess.py was asked to leave out; a missing pair is neither that nor a gold tie.
+    """
+    mixed = [f"pair {number}" for number, pair in enumerate(pairs) if pair.chosen[:-1] != pair.rejected[:-1]]
+    lost, swapped, differ, disorder, seen, twice = [], [], [], [], {}, []
+    last = 0
+    for number, (pair, row) in enumerate(zip(pairs, rows_of(pairs, prompts, responses))):
+        name = f"pair {number} (row {pair.index if row is None else row})"
+        sides = [] if row is None else sides_in_row(pair, prompts and prompts[row], responses[row])
+        if not sides:
+            lost.append(name)
+            continue
+        chosen, rejected = (gold[row][i] for i in best_side(sides, gold[row]))
+        if chosen <= rejected:
+            swapped.append(f"{name}: gold gives the chosen {chosen:g}, the rejected {rejected:g}")
+        if pair.chosen_reward is not None and all((pair.chosen_reward, pair.rejected_reward) != (gold[row][i], gold[row][j]) for i, j in sides):
+            differ.append(f"{name}: {pair.chosen_reward:g} and {pair.rejected_reward:g} in the pair, {chosen:g} and {rejected:g} by gold")
+        if row < last:
+            disorder.append(f"{name} follows row {last}")
+        last, key = row, (row, *sorted(best_side(sides, gold[row])))
+        if key in seen:
+            twice.append(f"{name} repeats pair {seen[key]}")
+        seen.setdefault(key, number)
+
+    ties, asked, missing = 0, 0, []
+    for row, rewards in enumerate(gold):
+        for i, j in combinations(range(len(rewards)), 2):
+            if rewards[i] == rewards[j]:
+                ties += 1
+            elif abs(rewards[i] - rewards[j]) < min_margin or (drop_identical and responses[row][i] == responses[row][j]):
+                asked += 1
+            elif (row, i, j) not in seen:
+                missing.append(f"row {row}: gold gives {rewards[i]:g} and {rewards[j]:g}")
+    found = len(pairs) - len(lost)
+    return [
+        ("same prompt on both sides", mixed, "yes"),
+        ("texts are those of their row", lost, f"{found:,} pairs found among {len(responses):,} rows"),
+        ("chosen is what gold prefers", swapped, f"{found:,} of {found:,} pairs"),
+        ("rewards in the pairs are gold's", differ, "yes" if any(pair.chosen_reward is not None for pair in pairs) else "the pairs hold none"),
+        ("pairs follow the order of the rows", disorder, "yes"),
+        ("no pair twice", twice, "yes"),
+        ("no pair is missing", missing, f"{ties:,} gold ties left out" + (f", {asked:,} pairs more as preprocess.py was asked" if asked else "")),
+    ]
 
 
 # ---- verdicts --------------------------------------------------------------------------------------------------
@@ -283,11 +371,11 @@ RULES = (
 def verdicts(numbers: dict) -> list[dict]:
     """The faults that the numbers show, worst first, then in the order of RULES: id, severity, evidence, causes, advice.
     Empty for a healthy model. A rule whose numbers were not measured says nothing."""
-    found = [rule for rule in RULES if all(name in numbers and low <= numbers[name] < high for name, (low, high) in rule.when.items())]
+    found = [rule for rule in RULES if all(numbers.get(name) is not None and low <= numbers[name] < high for name, (low, high) in rule.when.items())]
     found.sort(key=lambda rule: SEVERITIES.index(rule.severity))
     return [dict(id=rule.id, severity=rule.severity, evidence=_evidence(rule, numbers), causes=list(rule.causes), advice=rule.advice) for rule in found]
 
 
 def _evidence(rule: Rule, numbers: dict) -> str:
-    known = [clause for clause in rule.evidence if all(name in numbers for _, name, _, _ in Formatter().parse(clause) if name)]
+    known = [clause for clause in rule.evidence if all(numbers.get(name) is not None for _, name, _, _ in Formatter().parse(clause) if name)]
     return "; ".join(clause.format(**numbers) for clause in known)

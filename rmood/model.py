@@ -19,8 +19,7 @@ from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AttentionInterface, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from .records import BadInput
-from .tokenization import one_line
+from . import BadInput, one_line
 
 
 class RewardModel(nn.Module):
@@ -156,12 +155,13 @@ def save_reward_model(folder: str, state_dict: dict[str, torch.Tensor], model: R
     config.num_labels, config.dtype, config.pad_token_id = 1, dtype, tokenizer.pad_token_id
     config.problem_type = "regression"  # or pipelines and vLLM squash the reward by a sigmoid
     prefix = model.backbone.base_model_prefix
-    renamed = {name.replace("backbone", prefix, 1): weight.to(dtype) for name, weight in state_dict.items() if name.startswith("backbone.")}
+    weights = {name.replace("backbone", prefix, 1): weight.to(dtype) for name, weight in state_dict.items() if name.startswith("backbone.")}
+    weights["score.weight"] = state_dict["score.weight"].float().clone()  # what was gathered may lie in a larger storage
     temporary = f"{folder}.tmp-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     Path(temporary).mkdir(parents=True)
     try:
-        save_torch_state_dict(renamed | {"score.weight": state_dict["score.weight"].float()}, temporary)
+        save_torch_state_dict(weights, temporary)
         config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for name, text in files.items():

@@ -4,10 +4,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from .model import RewardModel
 
-
-def build_optimizer(model: RewardModel, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) with the field's usual betas; biases and norms are not decayed."""
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -15,7 +13,7 @@ def build_optimizer(model: RewardModel, lr: float, weight_decay: float) -> torch
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
-def clip_gradients(model: RewardModel, max_norm: float) -> dict[str, torch.Tensor]:
+def clip_gradients(model: nn.Module, max_norm: float) -> dict[str, torch.Tensor]:
     """Scale all gradients so that their common L2 norm is at most max_norm. Returns the norms before clipping.
 
     {"grad_norm", "grad_norm_head", "grad_norm_backbone"}, scalars, the same on every rank.

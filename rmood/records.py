@@ -24,11 +24,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from . import BadInput
+
 ROLES = ("system", "user", "assistant", "tool")
-
-
-class BadInput(ValueError):
-    """A letter to the person at the keyboard: where, what, what next. Scripts print it and exit with status 2."""
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -223,14 +221,10 @@ def atomic_file(path: str):
 
 
 def check_writable(path: str) -> None:
-    """Raise BadInput now, not after hours of work, where `path` could not be written."""
-    folder = Path(path).absolute().parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"{path}: its folder cannot be made ({error.strerror}): choose another path")
-    if Path(path).is_dir() or not os.access(folder, os.W_OK):
-        raise BadInput(f"{path}: cannot be written: choose another path")
+    """Raise BadInput now, not after hours of work, where `path` could not be written. Makes nothing."""
+    folder = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise BadInput(f"{path}: cannot be written (see {folder}): choose another path, or change its permissions")
 
 
 def write_json(path: str, value) -> None:

@@ -11,7 +11,7 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from .records import BadInput
+from . import BadInput, one_line
 
 
 def load_tokenizer(name: str, chat_template: str = "") -> PreTrainedTokenizerBase:
@@ -29,12 +29,6 @@ def load_tokenizer(name: str, chat_template: str = "") -> PreTrainedTokenizerBas
     if not tokenizer.chat_template:
         raise BadInput(f"{name}: its tokenizer has no chat template: give one with --chat-template FILE (Jinja, as in transformers)")
     return tokenizer
-
-
-def one_line(error: Exception, limit: int = 160) -> str:
-    """The first line of an error's text, for a letter."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= limit else text[:limit] + "..."
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -80,7 +74,8 @@ def encode_conversations(conversations: list[list[dict]], tokenizer, max_length:
     rows = encode([render(messages, tokenizer) for messages in conversations], tokenizer)
     cut = [i for i, ids in enumerate(rows) if len(ids) > max_length]
     for i in cut:
-        text, content = render(conversations[i], tokenizer), conversations[i][-1]["content"].strip()
+        text, content = render(conversations[i], tokenizer), conversations[i][-1]["content"]
+        content = content if content in text else content.strip()  # some templates strip it
         closing_text = text[text.rindex(content) + len(content) :]
         opening_text = text[: text.rindex(content)]
         opening, closing = encode([opening_text, closing_text], tokenizer)

@@ -1,0 +1,280 @@
+"""Every measure against numbers one can check by hand; every verdict on a planted fault and none on a healthy model."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from conftest import DATA, needs_data
+
+from rmood import diagnostics, records, report
+from rmood.records import BadInput, Pair
+
+REAL = DATA / "alpacafarm"
+
+
+def rewards(*rows) -> np.ndarray:
+    return np.array(rows, dtype=float)
+
+
+def fault_ids(numbers: dict) -> list[str]:
+    return [verdict["id"] for verdict in diagnostics.verdicts(numbers)]
+
+
+# ---- measurements ----------------------------------------------------------------------------------------------
+
+
+def test_three_responses_make_three_pairs_in_order():
+    assert diagnostics.within_prompt_margins(rewards([5, 3, 4], [0, 0, 1])).tolist() == [[2, 1, -1], [0, -1, -1]]
+
+
+def test_wilson_interval_of_8_in_10():
+    """(0.8 + 0.19207 -+ 1.96 sqrt(0.016 + 0.0096036)) / 1.38414 = 0.4902 and 0.9433."""
+    assert diagnostics.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert diagnostics.wilson(10, 10) == pytest.approx((1 / 1.384146, 1), abs=1e-6) and diagnostics.wilson(0, 10)[0] == 0
+
+
+def test_a_proxy_tie_is_a_miss_or_half_and_a_gold_tie_is_not_compared():
+    """Five pairs: gold ties one; of the other four the proxy has two right, one wrong, one tied: 2/4 and 2.5/4."""
+    proxy = rewards([2, 1], [1, 2], [1, 2], [3, 3], [9, 1])
+    gold = rewards([5, 1], [1, 5], [5, 1], [5, 1], [4, 4])
+    found = diagnostics.compare(proxy, gold)
+    assert [found[name] for name in ("pairs", "gold_ties", "compared", "proxy_ties")] == [5, 1, 4, 1]
+    assert (found["match"], found["match_ties_half"]) == (0.5, 0.625)
+    assert (found["match_low"], found["match_high"]) == pytest.approx(diagnostics.wilson(2, 4))
+
+
+def test_pairs_of_one_prompt_do_not_narrow_the_interval():
+    """40 prompts of 2 responses and of 4 (6 pairs each, all right): the interval counts 40 prompts both times."""
+    two, four = np.tile([0.0, 1], (40, 1)), np.tile([0.0, 1, 2, 3], (40, 1))
+    assert diagnostics.compare(four, four)["compared"] == 240
+    assert diagnostics.compare(four, four)["match_low"] == pytest.approx(diagnostics.compare(two, two)["match_low"])
+
+
+def test_an_offset_a_prompt_changes_nothing_that_is_judged():
+    """Only margins enter the loss: adding 100 to one prompt and -7 to another leaves match, spread and ranks alone."""
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.normal(size=(50, 2)), rng.normal(size=(50, 2))
+    shifted = proxy + np.linspace(-7, 100, 50)[:, None]
+    before, after = diagnostics.compare(proxy, gold), diagnostics.compare(shifted, gold)
+    for name in ("match", "match_low", "margin_std_ratio", "rank_correlation"):
+        assert after[name] == pytest.approx(before[name])
+    assert after["std_ratio"] > 10 * before["std_ratio"] and after["across_std_ratio"] > before["across_std_ratio"]
+
+
+def test_spread_is_the_standard_deviation_over_all_values():
+    """Margins -2 and 2 against -4 and 4: 2 / 4. Rewards 0, 2, 3, 1 (std sqrt 1.25) against 0, 4, 4, 0 (std 2)."""
+    found = diagnostics.spread(rewards([0, 2], [3, 1]), rewards([0, 4], [4, 0]))
+    assert (found["proxy_margin_std"], found["gold_margin_std"], found["margin_std_ratio"]) == (2, 4, 0.5)
+    assert found["std_ratio"] == pytest.approx(math.sqrt(1.25) / 2)
+    assert found["proxy_across_std"] == 0.5 and found["across_std_ratio"] is None  # gold's prompts all have mean 2
+
+
+def test_rank_correlation_shares_ranks_and_ignores_the_spread():
+    assert diagnostics.ranks(np.array([3.0, 1, 3, 2])).tolist() == [3.5, 1, 3.5, 2]
+    x = np.array([-3.0, -1, 0.5, 2, 7])
+    assert diagnostics.rank_correlation(x / 100, x**3) == pytest.approx(1) and diagnostics.rank_correlation(-x, x) == pytest.approx(-1)
+    assert diagnostics.rank_correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
+    assert diagnostics.rank_correlation(np.zeros(3), x[:3]) == 0
+
+
+def test_match_by_gold_margin_counts_every_compared_pair_once():
+    """Ten margins 1..10, the proxy wrong on 1 and 2 only: five bins of two, the first has match 0."""
+    gold = np.arange(1.0, 11)[:, None]
+    rows = diagnostics.match_by_gold_margin(np.where(gold <= 2, -1.0, 1.0), gold)
+    assert [row["pairs"] for row in rows] == [2] * 5 and [row["match"] for row in rows] == [0, 1, 1, 1, 1]
+    assert [(row["gold_margin_from"], row["gold_margin_to"]) for row in rows][:2] == [(1, 2), (3, 4)]
+    one_size = diagnostics.match_by_gold_margin(np.ones((6, 1)), np.ones((6, 1)))
+    assert [row["pairs"] for row in one_size] == [6]  # equal margins stay together
+
+
+def test_bf16_grid():
+    """1.0078125 = 1 + 2^-7 is a bf16 value, 1.01 is not."""
+    assert diagnostics.bf16_share(rewards([1.0078125, 1.01], [0, -8.5])) == 0.75
+
+
+def test_quality_of_pairs_by_hand():
+    """Margins 2, 0, -1, 3: two of four right. Loss: mean of log(1 + e^-m) = (0.1269 + 0.6931 + 1.3133 + 0.0486) / 4.
+    Spread against gold's margins 4, 4, 4, 4 in both orders: sqrt(14 / 4) / 4."""
+    found = diagnostics.pair_quality(rewards([3, 1], [1, 1], [0, 1], [5, 2]), rewards([5, 1], [5, 1], [5, 1], [5, 1]))
+    assert (found["train_accuracy"], found["ties"], found["margin_mean"], found["margin_median"]) == (0.5, 1, 1, 1)
+    assert found["train_loss"] == pytest.approx(0.5455, abs=1e-4)
+    assert found["margin_std_ratio"] == pytest.approx(math.sqrt(3.5) / 4)
+    assert diagnostics.pair_quality(np.zeros((3, 2)))["train_loss"] == pytest.approx(math.log(2))
+
+
+def test_training_summary_is_the_last_tenth():
+    metrics = [{"step": s, "loss": 1 - s / 100, "accuracy": 0.5 + s / 100} for s in range(1, 21)] + [{"step": 20, "eval_loss": 9.0}]
+    assert diagnostics.training_summary(metrics) == pytest.approx(dict(first_loss=0.99, train_loss=0.805, train_accuracy=0.695))  # steps 19, 20
+    assert diagnostics.training_summary([]) == {} == diagnostics.training_summary([{"step": 1, "eval_loss": 1.0}])
+
+
+def test_most_wrong_names_gold_s_choice_then_the_proxy_s():
+    """Row 0: gold +1, proxy -1: product -1. Row 2: gold +4, proxy -3: product -12. Row 1 is right."""
+    assert diagnostics.most_wrong(rewards([0, 1], [1, 0], [0, 3]), rewards([1, 0], [1, 0], [4, 0])) == [(2, 0, 1), (0, 0, 1)]
+
+
+def test_gold_that_never_chooses_is_refused():
+    with pytest.raises(BadInput, match="all 3 pairs"):
+        diagnostics.compare(np.eye(3)[:, :2], np.ones((3, 2)))
+
+
+@needs_data
+def test_the_reference_proxy_against_its_gold():
+    proxy, gold = (np.array(records.read_rewards(str(REAL / f"test_reward_{side}.json"))) for side in ("rm", "gold"))
+    found = diagnostics.compare(proxy, gold)
+    assert [found[name] for name in ("pairs", "gold_ties", "compared", "proxy_ties")] == [1000, 46, 954, 11]
+    assert found["match"] == 691 / 954 and found["match_ties_half"] == 696.5 / 954  # 0.7243, 0.7301
+    assert found["margin_std_ratio"] == pytest.approx(0.17978, abs=1e-5) and found["std_ratio"] == pytest.approx(0.17510, abs=1e-5)
+    assert found["proxy_bf16_share"] == found["gold_bf16_share"] == 1
+    assert fault_ids(found) == ["compressed_rewards", "low_match"]
+    assert fault_ids(diagnostics.compare(gold * 0.9 + 3, gold)) == []
+
+
+# ---- training pairs --------------------------------------------------------------------------------------------
+
+
+def pair(i: int, chosen: str, rejected: str, **more) -> Pair:
+    prompt = [{"role": "user", "content": f"prompt {i}"}]
+    return Pair(*(prompt + [{"role": "assistant", "content": text}] for text in (chosen, rejected)), **more)
+
+
+PROMPTS = [[{"role": "user", "content": f"prompt {i}"}] for i in range(4)]
+RESPONSES = [["a", "b"], ["c", "d"], ["e", "e"], ["g", "h"]]
+GOLD = [[2.0, 1.0], [0.0, 3.0], [1.0, 1.0], [5.0, 4.0]]
+GOOD = [pair(0, "a", "b", index=0), pair(1, "d", "c", index=1), pair(3, "g", "h", index=3)]
+
+
+def failures(pairs, responses=RESPONSES, gold=GOLD, prompts=PROMPTS, **made_with) -> dict[str, list[str]]:
+    checks = diagnostics.pairs_against_gold(pairs, prompts, responses, gold, **made_with)
+    return {name: wrong for name, wrong, _ in checks if wrong}
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, None])
+def test_pairs_as_gold_makes_them_pass_with_and_without_an_index(prompts):
+    assert failures(GOOD, prompts=prompts) == {}
+    assert failures([pair(i, p.chosen[-1]["content"], p.rejected[-1]["content"]) for i, p in zip((0, 1, 3), GOOD)], prompts=prompts) == {}
+
+
+def test_each_fault_of_the_pairs_is_named_with_its_row():
+    assert failures([GOOD[0], pair(1, "c", "d", index=1), GOOD[2]])["chosen is what gold prefers"] == ["pair 1 (row 1): gold gives the chosen 0, the rejected 3"]
+    assert failures([GOOD[0], pair(1, "d", "x", index=1), GOOD[2]])["texts are those of their row"] == ["pair 1 (row 1)"]
+    assert failures([pair(9, "a", "b", index=0), *GOOD[1:]])["texts are those of their row"] == ["pair 0 (row 0)"]  # another prompt
+    assert failures([GOOD[1], GOOD[0], GOOD[2]]) == {"pairs follow the order of the rows": ["pair 1 (row 0) follows row 1"]}
+    assert failures([*GOOD, pair(3, "g", "h", index=99)])["texts are those of their row"] == ["pair 3 (row 99)"]
+    assert failures(GOOD[:2]) == {"no pair is missing": ["row 3: gold gives 5 and 4"]}
+    assert failures([*GOOD, GOOD[2]]) == {"no pair twice": ["pair 3 (row 3) repeats pair 2"]}
+    assert failures([pair(0, "a", "b", index=0, chosen_reward=2.0, rejected_reward=1.5), *GOOD[1:]])["rewards in the pairs are gold's"]
+
+
+def test_pairs_left_out_on_purpose_are_not_missing():
+    """Gold margins 1, 3, tie, 1: a minimum margin of 2 leaves the pair of row 1 alone."""
+    assert failures([GOOD[1]], min_margin=2.0) == {}
+    identical = dict(responses=[*RESPONSES[:2], ["e", "e"], RESPONSES[3]], gold=[*GOLD[:2], [1.0, 2.0], GOLD[3]])
+    assert failures(GOOD, **identical, drop_identical=True) == {} and "no pair is missing" in failures(GOOD, **identical)
+
+
+def test_three_responses_make_up_to_three_pairs_of_a_row():
+    responses, gold = [["a", "b", "c"]], [[1.0, 3.0, 2.0]]
+    pairs = [pair(0, "b", "a"), pair(0, "c", "a"), pair(0, "b", "c")]
+    assert failures(pairs, responses, gold, PROMPTS[:1]) == {}
+    assert failures(pairs[:2], responses, gold, PROMPTS[:1]) == {"no pair is missing": ["row 0: gold gives 3 and 2"]}
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------------
+
+HEALTHY = dict(match=0.84, match_ties_half=0.845, match_low=0.81, match_high=0.87, compared=500, proxy_ties=2, proxy_tie_share=0.004, margin_std_ratio=0.9,
+               rank_correlation=0.85, train_accuracy=0.96, train_loss=0.2, proxy_bf16_share=0.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fault, severity, numbers",
+    [
+        ("compressed_rewards", "error", dict(margin_std_ratio=0.18)),
+        ("overdispersed_rewards", "warning", dict(margin_std_ratio=2.5)),
+        ("low_match", "warning", dict(match=0.72, match_ties_half=0.73, match_low=0.69, match_high=0.75, train_accuracy=0.85)),
+        ("low_match", "error", dict(match=0.66, match_ties_half=0.66, match_low=0.62, match_high=0.70, train_accuracy=0.85)),
+        ("random_match", "error", dict(match=0.51, match_ties_half=0.51, match_low=0.46, match_high=0.56, train_accuracy=0.85)),
+        ("labels_flipped", "error", dict(match=0.18, match_ties_half=0.18, match_low=0.15, match_high=0.22)),
+        ("not_learning", "error", dict(train_accuracy=0.75)),
+        ("training_failed", "error", dict(train_accuracy=0.6)),
+        ("loss_not_decreasing", "warning", dict(train_loss=0.6)),
+        ("poor_generalization", "warning", dict(match=0.74, match_ties_half=0.74, match_low=0.71, match_high=0.77)),
+        ("tied_rewards", "warning", dict(proxy_ties=30, proxy_tie_share=0.06)),
+    ],
+)
+def test_each_rule_fires_on_its_fault_and_none_on_a_healthy_model(fault, severity, numbers):
+    assert diagnostics.verdicts(HEALTHY) == []
+    found = diagnostics.verdicts(HEALTHY | numbers)
+    verdict = next(verdict for verdict in found if verdict["id"] == fault)
+    assert verdict["severity"] == severity and verdict["evidence"] and verdict["causes"] and verdict["advice"]
+    assert {other["id"] for other in found} - {fault} <= {"low_match"}  # poor generalization is a low match too
+
+
+def test_every_rule_is_tried_above():
+    tried = test_each_rule_fires_on_its_fault_and_none_on_a_healthy_model.pytestmark[0].args[1]
+    assert {(rule.id, rule.severity) for rule in diagnostics.RULES} == {(fault, severity) for fault, severity, _ in tried}
+
+
+def test_worst_first_and_nothing_said_of_what_was_not_measured():
+    found = diagnostics.verdicts(dict(train_loss=0.68, train_accuracy=0.55))
+    assert [verdict["severity"] for verdict in found] == ["error", "warning"]
+    assert "match" not in found[0]["evidence"] and "0.550" in found[0]["evidence"]
+    assert diagnostics.verdicts({}) == [] == diagnostics.verdicts(dict(margin_std_ratio=None))
+
+
+@pytest.mark.parametrize("gold_scale, expected", [(1, []), (10, ["compressed_rewards"]), (0.3, ["overdispersed_rewards"]), (-1, ["labels_flipped"])])
+def test_verdicts_from_rewards_alone(gold_scale, expected):
+    """500 prompts, proxy = gold + noise of a third of its std: about 90% match."""
+    rng = np.random.default_rng(1)
+    base = rng.normal(size=(500, 2)) * 3
+    assert fault_ids(diagnostics.compare(base + rng.normal(size=base.shape), base * gold_scale)) == expected
+
+
+def test_rewards_drawn_at_random_match_at_random():
+    rng = np.random.default_rng(0)
+    assert fault_ids(diagnostics.compare(rng.normal(size=(400, 2)), rng.normal(size=(400, 2)))) == ["random_match"]
+
+
+# ---- report ----------------------------------------------------------------------------------------------------
+
+
+def write_report(path, names, metrics=()) -> str:
+    rng = np.random.default_rng(0)
+    gold = rng.normal(size=(60, 2)) * 4
+    runs = []
+    for i, name in enumerate(names):
+        proxy = gold * (0.1 if i else 1) + rng.normal(size=gold.shape) * 0.5
+        numbers = diagnostics.compare(proxy, gold) | diagnostics.training_summary(list(metrics))
+        runs.append(dict(name=name, rewards=proxy, numbers=numbers, verdicts=diagnostics.verdicts(numbers), metrics=list(metrics)))
+    texts = [[{"role": "user", "content": "<script>alert(1)</script> & co"}]] * 60, [["<img src=x onerror=alert(2)>", "x" * 10_000]] * 60
+    report.write(str(path), f"toy: {names[0]}", ["60 pairs"], runs, gold, texts)
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_report_stands_alone_and_escapes_what_it_shows(tmp_path):
+    """No script, nothing loaded from anywhere, and text that looks like markup stays text."""
+    metrics = [{"step": s, "loss": 0.7 / s, "accuracy": 1 - 0.5 / s} for s in range(1, 9)] + [{"step": 8, "eval_loss": 0.4, "eval_accuracy": 0.8}]
+    html = write_report(tmp_path / "deep" / "report.html", ["<b>$x_1$</b>", "squeezed"], metrics)
+    assert "<script" not in html and "<img" not in html and "<b>$" not in html and "&lt;script&gt;" in html
+    assert not re.search(r'(src|[^:]href)\s*=|@import|url\((?!#)|http(?!-equiv|://www\.w3\.org)', html)
+    assert html.index("Verdicts") < html.index("<svg") < html.index("The most wrong pairs")
+    assert html.count("<svg") == 2 + 2 + 1 + 2 and "held out: loss" in html  # scatters, histograms, match by margin, training
+    assert "compressed rewards" in html and "no finding" in html and "4,000 more characters" in html
+    identifiers = re.findall(r' id="([^"]+)"', html)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_report_follows_the_theme(tmp_path):
+    """Every stand-in colour became a variable, and both themes define each of them."""
+    html = write_report(tmp_path / "r.html", [f"model {i}" for i in range(8)])
+    assert not re.search("#0101|#0102", html)
+    light, dark = re.findall(r":root \{(.*?)\}", html, re.DOTALL)
+    used = set(re.findall(r"var\((--\w+)\)", html)) - {"--tone"}
+    assert {"--s0", "--s5", "--gold"} <= used and all(f"{name}:" in light and f"{name}:" in dark for name in used)
+
+
+def test_numbers_of_a_comparison_are_json():
+    found = diagnostics.compare(np.eye(4)[:, :2], np.eye(4)[:, 1::-1])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

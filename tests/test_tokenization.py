@@ -1,0 +1,79 @@
+import copy
+
+import pytest
+from conftest import DATA, make_prompt, needs_data
+
+from rmood import BadInput
+from rmood.tokenization import choose_pad_token, common_prefix, encode, encode_conversations, load_tokenizer, render, show_row
+
+
+def answer(text: str) -> list[dict]:
+    return make_prompt(1) + [{"role": "assistant", "content": text}]
+
+
+def test_the_scored_token_is_the_last_of_the_rendered_template(toy_tokenizer):
+    (ids,), cut = encode_conversations([answer("cat")], toy_tokenizer, 100)
+    assert toy_tokenizer.decode(ids) == render(answer("cat"), toy_tokenizer)
+    assert toy_tokenizer.decode(ids[-2:]) == "<|im_end|>\n" and cut == []
+    assert "<|im_end|>⟦\\n⟧" in show_row(answer("cat"), toy_tokenizer)
+
+
+def test_a_long_response_loses_its_end_but_never_the_closing_tokens(toy_tokenizer):
+    (whole,), _ = encode_conversations([answer("cat " * 50)], toy_tokenizer, 1000)
+    (short,), cut = encode_conversations([answer("cat " * 50)], toy_tokenizer, 40)
+    assert cut == [0] and len(short) == 40
+    assert short[:38] == whole[:38] and short[-2:] == whole[-2:]
+
+
+def test_a_prompt_that_fills_the_limit_is_refused(toy_tokenizer):
+    with pytest.raises(BadInput, match="prompt alone"):
+        encode_conversations([answer("cat")], toy_tokenizer, 12)
+
+
+def test_the_common_prefix_leaves_every_row_a_token_of_its_own():
+    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert common_prefix([[1, 2, 3], [1, 2, 3]]) == 2  # identical texts: the last token is computed twice
+    assert common_prefix([[1, 2], [1, 2, 3], [1, 2, 4]]) == 1
+    assert common_prefix([[5], [5, 6]]) == 0
+
+
+def test_pad_equal_to_eos_is_replaced(toy_tokenizer):
+    tokenizer = copy.deepcopy(toy_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    choose_pad_token(tokenizer)
+    assert tokenizer.pad_token == "<|pad|>" and tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_pad_token_of_its_own_is_kept(toy_tokenizer):
+    choose_pad_token(toy_tokenizer)
+    assert toy_tokenizer.pad_token == "<|endoftext|>"
+
+
+def test_a_tokenizer_without_a_chat_template_asks_for_one(toy_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(toy_tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="--chat-template FILE"):
+        load_tokenizer(str(tmp_path))
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}|{% endfor %}")
+    assert render(answer("cat"), load_tokenizer(str(tmp_path), str(template))) == "|say count 1|cat|"
+
+
+def test_a_template_that_raises_is_a_letter(toy_tokenizer):
+    tokenizer = copy.deepcopy(toy_tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system turns here') }}"
+    with pytest.raises(BadInput, match="no system turns here"):
+        render(answer("cat"), tokenizer)
+
+
+@needs_data
+def test_llama_gets_one_bos_and_qwen_its_empty_think_block():
+    llama = load_tokenizer(str(DATA / "tokenizers" / "llama3_1"))
+    ids = encode([render(answer("cat"), llama)], llama)[0]
+    assert ids.count(llama.bos_token_id) == 1 and ids[0] == llama.bos_token_id
+    assert llama.decode(ids[-1:]) == "<|eot_id|>"
+    choose_pad_token(llama)
+    assert llama.pad_token == "<|finetune_right_pad_id|>"
+    qwen = load_tokenizer(str(DATA / "tokenizers" / "qwen3"))
+    assert render(answer("cat"), qwen).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\ncat<|im_end|>\n")
