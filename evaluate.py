@@ -1,0 +1,455 @@
+"""Stage 5: what did the proxy learn, and may its files be trusted?
+
+    reads   models/<name>/ (train.py) or finished rewards (label.py), gold rewards (label.py), the files of the stages before
+    writes  a table on stdout; the same numbers with --json PATH; reports/<dataset>.html (diagnose)
+
+    python evaluate.py match --model-name models/toy-rm --dataset toy      does the proxy rank test pairs as gold does?
+    python evaluate.py quality --dataset toy --num-samples 500             did it learn its own training pairs?
+    python evaluate.py diagnose --dataset toy --models rm                  one or several against gold: what is wrong, and why?
+    python evaluate.py validate --dataset toy                              are the training pairs what gold says?
+    python evaluate.py inspect --dataset toy --num-samples 3               what does the model read, and which token is scored?
+
+`python evaluate.py match --help` lists the options of one. --model-path and --dataset-name are read too.
+Exit status: 0 done; 1 a check failed (a check of validate or inspect, or --min-match, --min-accuracy not reached); 2 bad input.
+Verdicts are findings, not failures: match and diagnose end with 0 once they have measured.
+"""
+
+import json
+import os
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rmood import diagnostics, records, report
+from rmood.config import layout, opt, parse, run_script
+from rmood.records import BadInput, Pair
+
+
+@dataclass(frozen=True)
+class Common:
+    dataset: str = opt("alpacafarm", "names every default path at once")
+    json: str = opt("", "write the same numbers to this file")
+
+
+@dataclass(frozen=True)
+class Scoring(Common):
+    max_length: int = opt(2048, "tokens of a conversation; a longer response loses its end, never the template's closing tokens", at_least=8)
+    tokens_per_pass: int = opt(16384, "tokens in one forward pass, at most; lower it when memory runs out", at_least=16)
+    dtype: str = opt("auto", "of the backbone; the head is float32 always; auto: bf16 on CUDA, float32 on a CPU", choices=["auto", "bf16", "float32"])
+    chat_template: str = opt("", "Jinja file, for a tokenizer that has no chat template of its own")
+    device: str = opt("auto", "auto: CUDA where there is one", choices=["auto", "cuda", "cpu"])
+
+
+@dataclass(frozen=True)
+class PairFiles(Common):
+    split: str = opt("train", "which default paths", choices=["train", "test"])
+    data_path: str = opt("{pairs}", "pairs, from preprocess.py")
+    rewards_path: str = opt("{rewards}", "gold rewards, from label.py")
+    responses_path: str = opt("{responses}", "responses, from sample.py")
+    prompts_path: str = opt("{prompts}", "prompts; not compared where the default is absent")
+
+
+@dataclass(frozen=True)
+class AgainstGold(Scoring):
+    split: str = opt("test", "which default paths", choices=["train", "test"])
+    gold_path: str = opt("{rewards}", "gold rewards, from label.py")
+    prompts_path: str = opt("{prompts}", "prompts; a gold file that holds its own texts needs none")
+    responses_path: str = opt("{responses}", "responses, from sample.py; as above")
+
+
+@dataclass(frozen=True)
+class Match(AgainstGold):
+    model_name: str = opt("{proxy}", "the proxy: a folder, a name under models/, or a hub name")
+    rewards_path: str = opt("", "its finished rewards, instead of --model-name: nothing is scored")
+    min_match: float = opt(0.0, "exit with 1 where match is below this", at_least=0, at_most=1)
+
+
+def match(cfg: Match) -> int:
+    """How often does the proxy rank a test pair as gold does, and how wide do its rewards spread?
+
+    A model (--model-name) is scored here; finished rewards (--rewards-path) are compared as they are. Good is a match
+    above 0.80; random is 0.50. Exit status: 0 measured, 1 below --min-match, 2 bad input."""
+    (run,), _, _ = against_gold(cfg, [], [cfg.rewards_path]) if cfg.rewards_path else against_gold(cfg, [cfg.model_name], [])
+    n = run["numbers"]
+    say(run["name"], f"against gold ({cfg.gold_path})\n")
+    table([
+        ["pairs", f"{n['pairs']:,}"],
+        ["gold ties, not compared", f"{n['gold_ties']:,}"],
+        ["compared", f"{n['compared']:,}"],
+        ["match, a proxy tie is a miss", f"{n['match']:.4f}", f"95%: {n['match_low']:.4f} to {n['match_high']:.4f}"],
+        ["match, a proxy tie is half", f"{n['match_ties_half']:.4f}", f"{n['proxy_ties']} proxy ties"],
+        ["rank correlation of margins", f"{n['rank_correlation']:.3f}"],
+    ])  # fmt: skip
+    say()
+    spreads = {"margin_std": "margins within a prompt, std", "std": "rewards, std", "across_std": "means across prompts, std"}
+    table([
+        ["", "proxy", "gold", "proxy / gold"],
+        *([words, f"{n[f'proxy_{what}']:.2f}", f"{n[f'gold_{what}']:.2f}", ratio(n[f"{what}_ratio"])] for what, words in spreads.items()),
+        *([f"rewards, {what}", f"{n[f'proxy_{what}']:.2f}", f"{n[f'gold_{what}']:.2f}"] for what in ("mean", "min", "max")),
+    ])  # fmt: skip
+    say()
+    table([["gold margin", "pairs", "match"], *([f"{row['gold_margin_from']:.2f} to {row['gold_margin_to']:.2f}", f"{row['pairs']:,}", f"{row['match']:.3f}"] for row in n["by_gold_margin"])])
+    say_verdicts(run)
+    save_json(cfg, {"name": run["name"], "gold": cfg.gold_path} | n | {"verdicts": run["verdicts"]})
+    return reached("match", n["match"], "--min-match", cfg.min_match)
+
+
+@dataclass(frozen=True)
+class Quality(Scoring):
+    model_name: str = opt("{proxy}", "the proxy: a folder, a name under models/, or a hub name")
+    data_path: str = opt("{pairs}", "its training pairs, from preprocess.py")
+    num_samples: int = opt(500, "pairs to score, drawn without replacement; 0: all", at_least=0)
+    seed: int = opt(0, "of the draw", at_least=0)
+    min_accuracy: float = opt(0.0, "exit with 1 where the accuracy is below this", at_least=0, at_most=1)
+
+
+GRADES = ((0.95, "good: above 95%"), (0.9, "good, though below the 95% of a finished training"), (0.8, "short of the 90% to expect: more epochs or a higher rate"), (0.7, "under 80%: the model is not learning"), (0.0, "under 70%: training failed"))  # fmt: skip
+
+
+def quality(cfg: Quality) -> int:
+    """Did the model learn its own training pairs? Accuracy, loss and rewards on a sample of them.
+
+    Training accuracy should be above 0.90, better 0.95; below 0.80 it is not learning, below 0.70 training failed.
+    Exit status: 0 measured, 1 below --min-accuracy, 2 bad input."""
+    pairs = sample(records.read_pairs(cfg.data_path), cfg.num_samples, cfg.seed)
+    name = find_model(cfg, cfg.model_name)
+    rewards = score(cfg, name, [[pair.chosen, pair.rejected] for pair in pairs])
+    known = all(pair.chosen_reward is not None and pair.rejected_reward is not None for pair in pairs)
+    gold = np.array([[pair.chosen_reward, pair.rejected_reward] for pair in pairs], dtype=float) if known else None
+    n = {"pairs": len(pairs)} | diagnostics.pair_quality(rewards, gold)
+    grade = next(text for floor, text in GRADES if n["train_accuracy"] >= floor)
+    say(f"{name} on {cfg.data_path}\n")
+    table([
+        ["pairs scored", f"{n['pairs']:,}"],
+        ["accuracy, a tie is a miss", f"{n['train_accuracy']:.4f}", f"95%: {n['train_accuracy_low']:.4f} to {n['train_accuracy_high']:.4f}"],
+        ["loss", f"{n['train_loss']:.4f}", "0.693 is no opinion; should end below 0.3"],
+        ["margin, mean", f"{n['margin_mean']:.3f}", f"median {n['margin_median']:.3f}, std {n['margin_std']:.3f}, {n['ties']} ties"],
+        ["rewards, mean", f"{n['proxy_mean']:.3f}", f"std {n['proxy_std']:.3f}, {n['proxy_min']:.3f} to {n['proxy_max']:.3f}"],
+        ["spread of margins / gold's", ratio(n["margin_std_ratio"]), "healthy: 0.5 to 2"],
+    ])  # fmt: skip
+    run = {"name": Path(name).name, "verdicts": diagnostics.verdicts(n)}
+    say(f"\ntraining accuracy {n['train_accuracy']:.1%}: {grade}")
+    say_verdicts(run)
+    save_json(cfg, {"name": name, "data": cfg.data_path} | n | {"grade": grade, "verdicts": run["verdicts"]})
+    return reached("accuracy", n["train_accuracy"], "--min-accuracy", cfg.min_accuracy)
+
+
+@dataclass(frozen=True)
+class Diagnose(AgainstGold):
+    models: list[str] = opt([], "models to score: folders, hub names, or names under models/ (rm: <dataset>-rm); none given: the dataset's proxy")
+    rewards_path: list[str] = opt([], "finished rewards files to compare, instead of models or beside them")
+    report: str = opt("{report}", "HTML report to write")
+
+
+def diagnose(cfg: Diagnose) -> int:
+    """What is wrong with one or several proxies, and why? One row each against gold, verdicts, and an HTML report.
+
+    Exit status: 0 measured, whatever the verdicts; 2 bad input."""
+    records.check_writable(cfg.report)
+    runs, gold, texts = against_gold(cfg, cfg.models or ([] if cfg.rewards_path else [layout(cfg.dataset)["proxy"]]), cfg.rewards_path)
+    rows = [["", "match", "95%", "ties half", "rank corr.", "spread / gold's", "rewards", "training", "verdict"]]
+    for run in runs:
+        n = run["numbers"]
+        training = f"{n['train_loss']:.3f} / {n['train_accuracy']:.1%}" if {"train_loss", "train_accuracy"} <= n.keys() else "-"
+        rows.append([
+            run["name"], f"{n['match']:.4f}", f"{n['match_low']:.3f} to {n['match_high']:.3f}", f"{n['match_ties_half']:.4f}", f"{n['rank_correlation']:.2f}",
+            ratio(n["margin_std_ratio"]), f"{n['proxy_min']:.1f} to {n['proxy_max']:.1f}", training, ", ".join(v["id"] for v in run["verdicts"]) or "no finding",
+        ])  # fmt: skip
+    n = runs[0]["numbers"]
+    facts = f"{n['compared']:,} of {n['pairs']:,} pairs compared ({n['gold_ties']:,} gold ties); gold's rewards {n['gold_min']:.1f} to {n['gold_max']:.1f}, std {n['gold_std']:.2f}"
+    say(f"{cfg.gold_path}\n{facts}\n")
+    table(rows)
+    for run in runs:
+        say_verdicts(run)
+    if is_main():
+        report.write(cfg.report, f"{cfg.dataset}: " + ", ".join(run["name"] for run in runs), [f"Gold: {cfg.gold_path}", facts], runs, gold, texts)
+    say(f"\n{cfg.report}: written")
+    save_json(cfg, {"gold": cfg.gold_path, "models": [{"name": run["name"]} | run["numbers"] | {"verdicts": run["verdicts"]} for run in runs]})
+    return 0
+
+
+@dataclass(frozen=True)
+class Validate(Scoring, PairFiles):
+    model_name: str = opt("", "also score --num-samples pairs with this model")
+    num_samples: int = opt(100, "pairs for the model", at_least=1)
+    seed: int = opt(0, "of the draw", at_least=0)
+
+
+def validate(cfg: Validate) -> int:
+    """Are the pairs well-formed, from these files, in order, and each chosen side the one that gold prefers?
+
+    Exit status: 0 every check passed, 1 a check failed, 2 bad input."""
+    checks: list[dict] = []
+
+    def check(name: str, wrong: list[str], fine: str, known: bool = True) -> None:
+        """wrong: a line for every row that fails; the first one is shown."""
+        detail = fine if not wrong else wrong[0] if len(wrong) == 1 else f"{len(wrong):,} wrong, the first: {wrong[0]}"
+        checks.append(dict(check=name, passed=not wrong if known else None, failures=len(wrong), detail=detail))
+
+    prompts, responses, gold = read_pair_files(cfg)
+    if not Path(cfg.data_path).exists():
+        raise BadInput(f"{cfg.data_path}: no such file: run preprocess.py, or pass --data-path")
+    try:
+        pairs = records.read_pairs(cfg.data_path)
+        check("format", [], f"{len(pairs):,} pairs: roles, texts and rewards as they should be")
+    except BadInput as letter:
+        pairs = []
+        check("format", [str(letter)], "")
+    inputs = {"responses": cfg.responses_path, "prompts": cfg.prompts_path if prompts else ""}
+    for path, made_from in ((cfg.data_path, inputs | {"rewards": cfg.rewards_path}), (cfg.rewards_path, inputs)):
+        try:
+            wrong, known = [], records.check_lineage(path, **made_from)
+        except BadInput as letter:
+            wrong, known = [str(letter)], True
+        check(f"{Path(path).name} made from these files", wrong, "yes, by their hashes" if known else "no run file beside it: nothing can be said", known)
+    if pairs:
+        made_with = (records.read_run_file(cfg.data_path) or {}).get("config", {})
+        for name, wrong, fine in diagnostics.pairs_against_gold(pairs, prompts, responses, gold, made_with.get("min_margin", 0.0), made_with.get("drop_identical", False)):
+            check(name, wrong, fine)
+    if pairs and cfg.model_name:
+        check_inference(cfg, check, pairs)
+    table([["check", "", "what was found"], *([c["check"], {True: "pass", False: "FAIL", None: "-"}[c["passed"]], c["detail"]] for c in checks)])
+    failed = sum(c["passed"] is False for c in checks)
+    say(f"\n{failed or 'none'} of {len(checks)} checks failed")
+    save_json(cfg, {"data": cfg.data_path, "pairs": len(pairs), "failed": failed, "checks": checks})
+    return int(failed > 0)
+
+
+def check_inference(cfg: Validate, check, pairs: list[Pair]) -> None:
+    """Finite rewards, and an accuracy a model that saw these pairs reaches."""
+    name = find_model(cfg, cfg.model_name)
+    n = diagnostics.pair_quality(score(cfg, name, [[pair.chosen, pair.rejected] for pair in sample(pairs, cfg.num_samples, cfg.seed)]))
+    found = f"accuracy {n['train_accuracy']:.3f}, loss {n['train_loss']:.3f}, rewards {n['proxy_min']:.2f} to {n['proxy_max']:.2f} on {min(cfg.num_samples, len(pairs)):,} pairs"
+    check("model ranks them right (80% or more)", [] if n["train_accuracy"] >= 0.8 else [found], found)
+
+
+@dataclass(frozen=True)
+class Inspect(PairFiles):
+    model_name: str = opt("{sft}", "its tokenizer renders the text: a folder, a name under models/, or a hub name")
+    chat_template: str = opt("", "Jinja file, for a tokenizer that has no chat template of its own")
+    num_samples: int = opt(5, "pairs to show, from the first on", at_least=1)
+
+
+def inspect(cfg: Inspect) -> int:
+    """The first pairs as the model reads them: gold rewards, which response was chosen, the rendered text, the scored token.
+
+    Exit status: 0 gold prefers the chosen side of every pair shown, 1 it does not, 2 bad input."""
+    from rmood.tokenization import load_tokenizer, show_row  # torch and transformers take seconds to import: only where needed
+
+    pairs = records.read_pairs(cfg.data_path)[: cfg.num_samples]
+    prompts, responses, gold = read_pair_files(cfg)
+    tokenizer = load_tokenizer(find_model(cfg, cfg.model_name), cfg.chat_template)
+    shown = []
+    for number, (pair, row) in enumerate(zip(pairs, diagnostics.rows_of(pairs, prompts, responses))):
+        rewards = [] if row is None else gold[row]
+        sides = [] if row is None else diagnostics.sides_in_row(pair, prompts and prompts[row], responses[row])
+        chosen, rejected = diagnostics.best_side(sides, rewards) if sides else (None, None)
+        agrees = bool(sides) and rewards[chosen] > rewards[rejected]
+        texts = {side: show_row(messages, tokenizer) for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected))}
+        shown.append(dict(pair=number, row=row, gold=rewards, chosen=f"response_{chosen + 1}" if sides else None, agrees=agrees) | texts)
+        labels = ", ".join(f"response_{i + 1} {reward:g}" for i, reward in enumerate(rewards)) or "none"
+        where = f"chosen is response_{chosen + 1}" if sides else "its texts are not in that row"
+        say(f"=== pair {number}, row {row}: gold rewards: {labels}; {where}: {'ok' if agrees else 'WRONG'}\n--- chosen\n{texts['chosen']}\n--- rejected\n{texts['rejected']}\n")
+    wrong = sum(not pair["agrees"] for pair in shown)
+    say(f"{len(shown) - wrong} of {len(shown)} pairs shown have the response that gold prefers as chosen")
+    save_json(cfg, {"data": cfg.data_path, "wrong": wrong, "pairs": shown})
+    return int(wrong > 0)
+
+
+# ---- shared by the commands ------------------------------------------------------------------------------------
+
+
+def against_gold(cfg: AgainstGold, models: list[str], rewards_paths: list[str]) -> tuple[list[dict], np.ndarray, tuple | None]:
+    """Each model scored and each rewards file read: name, rewards (P, K), numbers, verdicts, metrics; gold (P, K); texts."""
+    gold = records.read_rewards(cfg.gold_path)
+    if len(gold[0]) < 2:
+        raise BadInput(f"{cfg.gold_path}: one reward a prompt makes no pair: label two responses or more")
+    found = []
+    for path in rewards_paths:
+        rewards = records.read_rewards(path)
+        check_same_shape(path, rewards, cfg.gold_path, gold)
+        check_same_texts(path, cfg.gold_path)
+        found.append((path, np.array(rewards), []))
+    names = [find_model(cfg, model) for model in models]
+    texts = read_texts(cfg, gold, rewards_paths, must=bool(models))
+    for name in names:
+        conversations = [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(*texts)]
+        found.append((name, score(cfg, name, conversations), read_metrics(name)))
+    runs = []
+    for name, rewards, metrics in found:
+        numbers = diagnostics.compare(rewards, np.array(gold)) | diagnostics.training_summary(metrics)
+        short = Path(name).stem if name in rewards_paths else Path(name).name
+        unique = sum(short in (Path(other).stem, Path(other).name) for other, *_ in found) == 1
+        runs.append(dict(name=short if unique else name, rewards=rewards, numbers=numbers, verdicts=diagnostics.verdicts(numbers), metrics=metrics))
+    return runs, np.array(gold), texts
+
+
+def read_texts(cfg: AgainstGold, gold: list, rewards_paths: list[str], must: bool) -> tuple | None:
+    """Prompts and responses behind the rewards: the files named, or texts in a rewards file, or the dataset's; None
+    where they are not at hand and nobody must have them."""
+    default = layout(cfg.dataset, cfg.split)
+    named = cfg.prompts_path != default["prompts"] or cfg.responses_path != default["responses"]
+    for path in () if named else (cfg.gold_path, *rewards_paths):
+        if own := records.read_records(path):
+            return own
+    there = Path(cfg.prompts_path).exists() and Path(cfg.responses_path).exists()
+    if not must and not named and not (there and cfg.gold_path == default["rewards"]):
+        return None  # the dataset's texts need not be those of another gold file
+    prompts, responses = records.read_prompts(cfg.prompts_path), records.read_responses(cfg.responses_path)
+    if len(prompts) != len(responses):
+        raise BadInput(f"{cfg.responses_path}: {len(responses):,} rows for {len(prompts):,} prompts ({cfg.prompts_path}): pass the matching file")
+    check_same_shape(cfg.gold_path, gold, cfg.responses_path, responses)
+    records.check_lineage(cfg.gold_path, prompts=cfg.prompts_path, responses=cfg.responses_path)
+    return prompts, responses
+
+
+def read_pair_files(cfg: PairFiles) -> tuple[list | None, list[list[str]], list[list[float]]]:
+    """Prompts, responses and gold rewards, of as many rows; no prompts where nobody named them and the default is absent."""
+    responses, gold = records.read_responses(cfg.responses_path), records.read_rewards(cfg.rewards_path)
+    check_same_shape(cfg.rewards_path, gold, cfg.responses_path, responses)
+    if (own := records.read_records(cfg.rewards_path)) and own[1] != responses:
+        row = next(row for row, (a, b) in enumerate(zip(own[1], responses)) if a != b)
+        raise BadInput(f"{cfg.rewards_path}: row {row} holds other texts than {cfg.responses_path}: pass the responses that were labelled")
+    if cfg.prompts_path == layout(cfg.dataset, cfg.split)["prompts"] and not Path(cfg.prompts_path).exists():
+        return None, responses, gold
+    prompts = records.read_prompts(cfg.prompts_path)
+    if len(prompts) != len(responses):
+        raise BadInput(f"{cfg.prompts_path}: {len(prompts):,} prompts for {len(responses):,} responses ({cfg.responses_path}): pass the matching file")
+    return prompts, responses, gold
+
+
+def read_metrics(model: str) -> list[dict]:
+    """The lines of a model folder's metrics.jsonl; none for a model from elsewhere."""
+    path = Path(model, "metrics.jsonl")
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")] if path.exists() else []
+    except ValueError:
+        raise BadInput(f"{path}: a line is not valid JSON: mend or remove the file")
+
+
+def check_same_shape(path: str, rows: list[list], other: str, other_rows: list[list]) -> None:
+    if len(rows) != len(other_rows):
+        raise BadInput(f"{path}: {len(rows):,} rows, but {len(other_rows):,} in {other}: pass the matching file")
+    if len(rows[0]) != len(other_rows[0]):
+        raise BadInput(f"{path}: {len(rows[0])} entries a row, but {len(other_rows[0])} in {other}: pass the matching file")
+
+
+def check_same_texts(path: str, gold_path: str) -> None:
+    """Two rewards files of as many rows can still be of other texts: their own texts or the hashes of their inputs tell."""
+    ours, golds = records.read_records(path), records.read_records(gold_path)
+    if ours and golds:
+        for row, (a, b) in enumerate(zip(zip(*ours), zip(*golds))):
+            if a != b:
+                raise BadInput(f"{path}: row {row} holds another text than row {row} of {gold_path}: pass the matching file")
+    for role in ("prompts", "responses"):
+        hashes = [(records.read_run_file(p) or {}).get("inputs", {}).get(role, {}).get("sha256") for p in (path, gold_path)]
+        if None not in hashes and hashes[0] != hashes[1]:
+            raise BadInput(f"{path}: scored from other {role} than {gold_path} (their run files say so): pass the matching file")
+
+
+def find_model(cfg: Common, name: str) -> str:
+    """A folder as it is, a name under models/ (rm stands for <dataset>-rm), or else a hub name."""
+    paths = layout(cfg.dataset)
+    folder = Path(paths["models"])
+    if Path(name).is_dir():
+        return name
+    for found in (folder / name, folder / f"{cfg.dataset}-{name}", *sorted(folder.glob(f"*-{cfg.dataset}-{name}"))):
+        if found.is_dir():
+            return str(found)
+    if name.count("/") == 1 and not name.startswith((".", "/", "models/")):
+        return name
+    there = ", ".join(sorted(path.name for path in folder.glob("*") if path.is_dir())) or "nothing"
+    raise BadInput(f"{name}: no such model, nor under {folder} (there: {there}): train it, or pass a folder or a hub name")
+
+
+def score(cfg: Scoring, name: str, conversations: list[list[list[dict]]]) -> np.ndarray:
+    """For each prompt its K conversations -> (P, K) rewards."""
+    from rmood import distributed  # torch and transformers take seconds to import: only where a model is scored
+    from rmood.scoring import load_scorer
+
+    process = distributed.start(cfg.device)
+    scorer = load_scorer(name, process, dtype=cfg.dtype, max_length=cfg.max_length, tokens_per_pass=cfg.tokens_per_pass, chat_template=cfg.chat_template)
+    rewards = np.array(scorer.score(conversations, desc=f"scoring with {Path(name).name}"), dtype=float)
+    if not np.isfinite(rewards).all():
+        row = int(np.argwhere(~np.isfinite(rewards))[0, 0])
+        raise BadInput(f"{name}: the reward of row {row} is not finite: try --dtype float32, or train the model again")
+    return rewards
+
+
+def sample(pairs: list[Pair], count: int, seed: int) -> list[Pair]:
+    return pairs if count == 0 or count >= len(pairs) else random.Random(seed).sample(pairs, count)
+
+
+def is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(*words) -> None:
+    if is_main():
+        print(*words)
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def table(rows: list[list[str]]) -> None:
+    """Columns side by side: the first and the last to the left where they hold words, numbers to the right."""
+    width = max(len(row) for row in rows)
+    rows = [row + [""] * (width - len(row)) for row in rows]
+    for row in rows:
+        cells = []
+        for column, cell in enumerate(row):
+            size = max(len(other[column]) for other in rows)
+            words = column == 0 or (column == width - 1 and any(" " in other[column] or "_" in other[column] for other in rows[1:]))
+            cells.append(cell.ljust(size) if words else cell.rjust(size))
+        say("  ".join(cells).rstrip())
+
+
+def say_verdicts(run: dict) -> None:
+    for verdict in run["verdicts"]:
+        say(f"\nverdict on {run['name']}: {verdict['id'].replace('_', ' ')} ({verdict['severity']})\n  {verdict['evidence']}")
+        say("  likely causes, in this order:\n" + "\n".join(f"    {i}. {cause}" for i, cause in enumerate(verdict["causes"], 1)))
+        say(f"  what to do: {verdict['advice']}")
+    if not run["verdicts"]:
+        say(f"\nverdict on {run['name']}: no finding")
+
+
+def save_json(cfg: Common, numbers: dict) -> None:
+    if cfg.json and is_main():
+        records.write_json(cfg.json, numbers)
+
+
+def reached(what: str, value: float, flag: str, floor: float) -> int:
+    if value < floor:
+        say(f"\n{what} {value:.4f} is below {flag} {floor:g}")
+    return int(value < floor)
+
+
+COMMANDS = {"match": (Match, match), "quality": (Quality, quality), "diagnose": (Diagnose, diagnose), "validate": (Validate, validate), "inspect": (Inspect, inspect)}
+REFERENCE_FLAGS = {"--model-path": "--model-name", "--model_path": "--model-name", "--dataset-name": "--dataset", "--dataset_name": "--dataset"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    name, *argv = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    if name not in COMMANDS:
+        raise BadInput(f"evaluate.py: {name or 'no command given'}: use one of {', '.join(COMMANDS)}: see evaluate.py --help")
+    config, command = COMMANDS[name]
+    cfg = parse(config, command.__doc__.replace("\n    ", "\n"), [REFERENCE_FLAGS.get(word, word) for word in argv], prog=f"evaluate.py {name}")
+    if cfg.json:
+        records.check_writable(cfg.json)
+    status = command(cfg)
+    if torch_distributed := sys.modules.get("torch.distributed"):
+        if torch_distributed.is_initialized():
+            torch_distributed.destroy_process_group()
+    return status
+
+
+if __name__ == "__main__":
+    run_script(main)
