@@ -3,7 +3,7 @@
     reads   datasets/<dataset>/rm/rm_implicit.jsonl   from preprocess.py
             a causal LM (the SFT model), or a sequence classifier whose training goes on
     writes  models/<name>/                            for evaluate.py, label.py, transformers and vLLM
-            with metrics.jsonl and tensorboard/ inside
+            with metrics.jsonl and tensorboard/ inside, and checkpoints/ until it is done
 
     torchrun train.py --lr 5e-5 --epochs 2
     torchrun --nproc-per-node 8 train.py --lr 5e-5 --epochs 2
@@ -18,19 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from rmood import distributed, records
 from rmood.batching import LAYOUTS, Group, check_budget, epoch_order, plan_step
+from rmood.checkpoint import RunLog, check_same_run, checkpoints, load_checkpoint, save_checkpoint
 from rmood.config import opt, parse, run_script
-from rmood.loss import bradley_terry_loss, pair_metrics, reward_margin
+from rmood.loss import bradley_terry_loss, centring_loss, pair_metrics, reward_margin, target_probability
 from rmood.model import check_token_ids, load_reward_model, model_card, save_reward_model
-from rmood.optim import build_optimizer, clip_gradients
+from rmood.optim import UpdateMeter, build_optimizer, clip_gradients
 from rmood.records import BadInput, Pair
 from rmood.schedule import learning_rate, warmup_steps
 from rmood.scoring import score_groups
-from rmood.sharding import PRECISIONS, compute_dtype, full_state_dict, shard
+from rmood.sharding import PRECISIONS, default_precision, full_state_dict, shard
 from rmood.tokenization import choose_pad_token, encode, load_tokenizer, render, show_row, template_sha256
 
 
@@ -40,7 +40,10 @@ class Config:
     model_name: str = opt("{sft}", "start from this causal LM or sequence classifier: a folder or a hub name")
     data_path: str = opt("{pairs}", "training pairs, from preprocess.py")
     output_dir: str = opt("{proxy}", "folder of the trained model")
-    overwrite: bool = opt(False, "replace a model that is already in --output-dir")
+    overwrite: bool = opt(False, "replace what is already in --output-dir")
+    resume: str = opt("no", "auto: go on from the newest checkpoint in --output-dir, if there is one", choices=["no", "auto"])
+    save_every: int = opt(0, "steps between checkpoints; 0: one at the end of each epoch", at_least=0)
+    keep: int = opt(1, "newest checkpoints to keep while training", at_least=1)
     eval_path: str = opt("", "held-out pairs, evaluated at the end of each epoch")
     eval_share: float = opt(0.0, "without --eval-path: hold out this share of the prompts", at_least=0, at_most=0.5)
     chat_template: str = opt("", "Jinja file, for a tokenizer that has no chat template of its own")
@@ -51,21 +54,29 @@ class Config:
     min_lr_ratio: float = opt(0.01, "the last step's rate over the peak; above 0, so that the last step still learns", at_least=0, at_most=1)
     weight_decay: float = opt(0.0, "AdamW's, on matrices only", at_least=0)
     max_grad_norm: float = opt(1.0, "gradients are scaled down to this common norm", above=0)
+    max_bad_steps: int = opt(3, "stop after so many steps in a row whose loss or gradient is not finite", at_least=1)
+    margin_scale: float = opt(0.0, "ask for a margin of this times gold's gap: loss of (margin - scale * gap) (Touvron et al. 2023, eq. 2)", at_least=0)
+    label_temperature: float = opt(0.0, "soft labels sigmoid(gold's gap / temperature); 0: chosen is certain", at_least=0)
+    label_smoothing: float = opt(0.0, "share of labels taken to be wrong", at_least=0, at_most=0.49)
+    centring: float = opt(0.0, "weight of a term that pulls the mean of all rewards to 0 and leaves their spread alone", at_least=0)
     max_length: int = opt(2048, "tokens of a conversation; pairs with a longer one are left out", at_least=8)
     tokens_per_pass: int = opt(16384, "tokens in one forward pass on one process; lower it when memory runs out", at_least=16)
     layout: str = opt("packed", "packed: unique tokens, the prompt once; padded: plain rows, to read and compare", choices=list(LAYOUTS))
-    precision: str = opt("auto", "mixed: float32 weights, bf16 compute (auto on CUDA); float32 (auto on a CPU)", choices=PRECISIONS)
+    precision: str = opt("auto", "mixed (auto on CUDA): float32 weights, bf16 compute; float32 (auto on a CPU); bf16; bf16-sr", choices=["auto", *PRECISIONS])
     activation_checkpointing: bool = opt(False, "recompute each layer in the backward pass: less memory, a third more time")
+    cpu_offload: bool = opt(False, "weights, gradients and moments rest in host memory")
+    replicas: int = opt(1, "copies of the sharded model, say one a node: gather weights only within a copy (HSDP)", at_least=1)
     log_every: int = opt(1, "steps between logged lines", at_least=1)
+    trace: int = opt(0, "show every number of a few pairs for so many first steps", at_least=0)
     seed: int = opt(0, "of the new head, the order of the pairs and the held-out prompts", at_least=0)
     device: str = opt("auto", "auto: CUDA where there is one", choices=["auto", "cuda", "cpu"])
 
 
 def main() -> int:
     cfg = parse(Config, __doc__)
-    if Path(cfg.output_dir, "config.json").exists() and not cfg.overwrite:
-        raise BadInput(f"{cfg.output_dir}: holds a model already: pass --overwrite to replace it, or another --output-dir")
-    records.check_writable(f"{cfg.output_dir}/config.json")
+    if nothing_to_do(cfg):
+        print(f"{cfg.output_dir}: the run is finished")
+        return 0
     records.check_lineage(cfg.data_path)
     pairs, held_out = read_train_and_held_out(cfg)
     process = distributed.start(cfg.device)
@@ -73,88 +84,143 @@ def main() -> int:
     pairs, groups = tokenize(pairs, tokenizer, cfg, process, "pairs")
     held_out, held_out_groups = tokenize(held_out, tokenizer, cfg, process, "held-out pairs")
     process.print(f"the first chosen conversation, as the model reads it:\n{show_row(pairs[0].chosen, tokenizer)}")
+    tokens, gold = [group.tokens for group in groups], gold_margins(pairs)
+    if gold is None and (cfg.margin_scale or cfg.label_temperature):
+        raise BadInput(f"{cfg.data_path}: --margin-scale and --label-temperature need gold's rewards: rerun preprocess.py, or leave them out")
 
-    dtype = compute_dtype(cfg.precision, process)
-    model = load_reward_model(cfg.model_name, seed=cfg.seed)
+    precision = default_precision(process) if cfg.precision == "auto" else cfg.precision
+    weight_dtype, compute_dtype = PRECISIONS[precision]
+    model = load_reward_model(cfg.model_name, weight_dtype, seed=cfg.seed)
     check_token_ids(model, [row for group in groups + held_out_groups for row in group.rows], cfg.model_name)
     choose_pad_token(tokenizer)
     if tokenizer.pad_token_id >= model.backbone.get_input_embeddings().num_embeddings:
         model.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model = shard(model, process, dtype, cfg.activation_checkpointing).train()
-    optimizer = build_optimizer(model, cfg.lr, cfg.weight_decay)
+    placement = dict(replicas=cfg.replicas, activation_checkpointing=cfg.activation_checkpointing, cpu_offload=cfg.cpu_offload)
+    model = shard(model, process, precision, **placement).train()
+    optimizer = build_optimizer(model, precision, cfg.lr, cfg.weight_decay, cfg.seed + process.rank)
 
-    tokens = [group.tokens for group in groups]  # unique tokens of each pair
-    gold = gold_margins(pairs)
     epoch_steps = -(-len(groups) // cfg.batch_size)
     total_steps, warmup = epoch_steps * cfg.epochs, warmup_steps(epoch_steps * cfg.epochs, cfg.warmup_ratio)
-    parameters = sum(p.numel() for p in model.parameters())
-    process.print(f"{parameters:,} parameters on {process.world_size} x {process.device.type}, {str(dtype)[6:]} compute; {total_steps} steps, {warmup} of them warmup")
     run = records.run_facts(cfg, {"pairs": cfg.data_path, "eval_pairs": cfg.eval_path, "chat_template": cfg.chat_template})
-    run |= {"template_sha256": template_sha256(tokenizer), "pairs": len(pairs), "held_out_pairs": len(held_out), "world_size": process.world_size}
-    log = Log(cfg.output_dir, process)
-    bar = tqdm(total=total_steps, desc="training", unit="step", disable=not process.is_main)
-    step, mark, tokens_since, pairs_since = 0, time.perf_counter(), 0, 0
+    run |= {"template_sha256": template_sha256(tokenizer), "pairs": len(pairs), "held_out_pairs": len(held_out), "world_size": process.world_size, "results": {}}
+    process.print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters on {process.world_size} x {process.device.type}, precision {precision}; {total_steps} steps, {warmup} of them warmup"
+    )
 
-    for epoch in range(1, cfg.epochs + 1):
-        epoch_rewards, epoch_pairs = [], []
-        for pairs_of_step in epoch_order(len(groups), cfg.batch_size, cfg.seed, epoch):
-            step += 1
-            slot = {pair: i for i, pair in enumerate(pairs_of_step.tolist())}
-            step_rewards = torch.zeros(len(slot), 2, device=process.device)
-            passes = plan_step(pairs_of_step, tokens, cfg.tokens_per_pass, process.world_size)[process.rank]
+    # What the loop remembers from step to step: all of it goes into a checkpoint.
+    done, bad_steps, center = 0, 0, 0.0
+    epoch_rewards = torch.full((len(pairs), 2), torch.nan, device=process.device)  # of each pair when it was last trained on
+    if cfg.resume == "auto" and not cfg.overwrite and checkpoints(cfg.output_dir):
+        facts, tensors = load_checkpoint(checkpoints(cfg.output_dir)[-1], model, optimizer)
+        check_same_run(facts["run"], run)
+        done, bad_steps, center, run["results"] = facts["step"], facts["bad_steps"], facts["center"], facts["run"]["results"]
+        epoch_rewards = tensors["epoch_rewards"].to(process.device)
+        process.print(f"{cfg.output_dir}: resumed after step {done} of {total_steps}")
+    log = RunLog(cfg.output_dir, process, last_step=done)
+    bar = tqdm(total=total_steps, initial=done, desc="training", unit="step", disable=not process.is_main)
+    mark, tokens_since, pairs_since = time.perf_counter(), 0, 0
 
-            for pairs_of_pass in passes:
-                batch = LAYOUTS[cfg.layout]([groups[i] for i in pairs_of_pass or [0]]).to(process.device)
-                rewards = model(batch).view(-1, 2)  # (B, 2): chosen, rejected
-                margin = reward_margin(rewards)  # (B,)
-                loss = bradley_terry_loss(margin).sum() / len(slot)  # this pass's part of the mean over the whole step
-                if not pairs_of_pass:
-                    loss = loss * 0.0  # fewer pairs than passes: every process must still run as many
-                (loss * process.world_size).backward()  # FSDP averages gradients over processes; we want their sum
-                step_rewards[[slot[i] for i in pairs_of_pass]] = rewards.detach()[: len(pairs_of_pass)]
+    for step in range(done + 1, total_steps + 1):
+        epoch, position = divmod(step - 1, epoch_steps)
+        pairs_of_step = epoch_order(len(pairs), cfg.batch_size, cfg.seed, epoch)[position]
+        slot = {pair: i for i, pair in enumerate(pairs_of_step.tolist())}
+        step_rewards = torch.zeros(len(slot), 2, device=process.device)
+        passes = plan_step(pairs_of_step, tokens, cfg.tokens_per_pass, process.world_size)[process.rank]
+        shown = []
 
-            norms = clip_gradients(model, cfg.max_grad_norm)
-            rate = learning_rate(step, total_steps, warmup, cfg.lr, cfg.lr * cfg.min_lr_ratio)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        for pairs_of_pass in passes:
+            of_pass = pairs_of_pass or [0]  # fewer pairs than passes: every process must still run as many
+            rewards, pooled = model(LAYOUTS[cfg.layout]([groups[i] for i in of_pass]).to(process.device))
+            rewards = rewards.view(-1, 2)  # (B, 2): chosen, rejected
+            margin = reward_margin(rewards)  # (B,)
+            gap = None if gold is None else gold[of_pass].to(process.device)  # (B,) gold's own margin
+            wanted = cfg.margin_scale * gap if cfg.margin_scale else 0.0
+            losses = bradley_terry_loss(margin - wanted, target_probability(gap, cfg.label_temperature, cfg.label_smoothing))  # (B,)
+            if cfg.centring:
+                losses = losses + cfg.centring * centring_loss(rewards, center)
+            loss = losses.sum() / len(slot) if pairs_of_pass else losses.sum() * 0.0  # this pass's part of the step's mean
+            (loss * process.world_size).backward()  # FSDP averages gradients over processes; we want their sum
+            step_rewards[[slot[i] for i in pairs_of_pass]] = rewards.detach()[: len(pairs_of_pass)]
+            shown += [*zip(pairs_of_pass, rewards.tolist(), pooled.norm(dim=-1).view(-1, 2).tolist(), losses.tolist())] if step <= cfg.trace else []
+
+        step_rewards = process.sum(step_rewards)  # each pair from the one process that had it
+        norms = clip_gradients(model, cfg.max_grad_norm, process, cfg.replicas)
+        rate = learning_rate(step, total_steps, warmup, cfg.lr, cfg.lr * cfg.min_lr_ratio)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        logged = step % cfg.log_every == 0 or step == total_steps or step <= cfg.trace
+        finite = bool(torch.isfinite(norms["grad_norm"]) & torch.isfinite(step_rewards).all())  # the same answer on every rank
+        if finite:
+            bad_steps, meter = 0, UpdateMeter(model) if logged else None
             optimizer.step()
-            optimizer.zero_grad()
+        else:
+            bad_steps += 1
+            explain_bad_step(step, bad_steps, step_rewards, pairs_of_step, pairs, tokenizer, process)
+            if bad_steps == min(cfg.max_bad_steps, epoch_steps):
+                raise BadInput(f"{cfg.output_dir}: {bad_steps} steps in a row were not finite: lower --lr, or look at the pairs named above; --resume auto goes on from the last checkpoint")
+        optimizer.zero_grad()
 
-            step_rewards = process.sum(step_rewards)  # each pair from the one process that had it
-            epoch_rewards.append(step_rewards)
-            epoch_pairs.append(pairs_of_step)
-            tokens_since, pairs_since = tokens_since + sum(tokens[i] for i in slot), pairs_since + len(slot)
-            bar.update()
-            if step % cfg.log_every == 0 or step == total_steps:
-                metrics = {"step": step, "epoch": epoch} | pair_metrics(step_rewards, gold[pairs_of_step] if gold is not None else None)
-                metrics |= {name: norm.item() for name, norm in norms.items()} | {"learning_rate": rate}
-                seconds = time.perf_counter() - mark
-                log.write(metrics, timing={"pairs_per_s": pairs_since / seconds, "tokens_per_s": tokens_since / seconds})
-                bar.set_postfix(loss=f"{metrics['loss']:.3f}", accuracy=f"{metrics['accuracy']:.2f}", lr=f"{rate:.1e}")
-                mark, tokens_since, pairs_since = time.perf_counter(), 0, 0
+        if finite:
+            epoch_rewards[pairs_of_step] = step_rewards
+        center = step_rewards.mean().item() if cfg.centring and finite else center
+        tokens_since, pairs_since = tokens_since + sum(tokens[i] for i in slot), pairs_since + len(slot)
+        bar.update()
+        if logged and finite:
+            metrics = {"step": step, "epoch": epoch + 1} | pair_metrics(step_rewards, None if gold is None else gold[pairs_of_step])
+            measured = norms | meter.read(model, optimizer, process)
+            metrics |= {"learning_rate": rate} | {name: value.item() for name, value in measured.items()}
+            seconds = time.perf_counter() - mark
+            log.write(metrics, timing={"pairs_per_s": pairs_since / seconds, "tokens_per_s": tokens_since / seconds})
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}", accuracy=f"{metrics['accuracy']:.2f}", lr=f"{rate:.1e}", lost=f"{metrics['lost_updates']:.0%}")
+            if step <= cfg.trace:
+                show_step(metrics, shown, pairs, tokenizer, process)
+            mark, tokens_since, pairs_since = time.perf_counter(), 0, 0
 
-        seen = np.concatenate(epoch_pairs)
-        results = {"train": pair_metrics(torch.cat(epoch_rewards), gold[seen] if gold is not None else None)}
-        log.histogram("rewards/train", torch.cat(epoch_rewards), step)
-        if held_out:
-            rewards = torch.tensor(score_groups(model, held_out_groups, process, cfg.tokens_per_pass, desc="evaluating"))  # (B, 2)
-            results["eval"] = pair_metrics(rewards, gold_margins(held_out))
-            log.histogram("rewards/eval", rewards, step)
-        log.write({"step": step, "epoch": epoch} | {f"{part}_{name}": value for part, values in results.items() for name, value in values.items()})
-        report_epoch(epoch, results, process)
-        state = full_state_dict(model)
-        if process.is_main:
-            run["results"] = {f"epoch {epoch}": results} | run.get("results", {})
-            files = {"README.md": model_card(cfg.model_name, cfg.data_path, run), "run.json": json.dumps(run, indent=1) + "\n"}
-            save_reward_model(cfg.output_dir, state, model, tokenizer, dtype, files)
-        process.barrier()
-        mark = time.perf_counter()
+        if position == epoch_steps - 1:
+            seen = epoch_rewards.isfinite().all(dim=1).cpu()
+            results = {"train": pair_metrics(epoch_rewards[seen], None if gold is None else gold[seen])}
+            log.histogram("rewards/train", epoch_rewards[seen], step)
+            if held_out:
+                rewards = torch.tensor(score_groups(model, held_out_groups, process, cfg.tokens_per_pass, desc="evaluating"))  # (B, 2)
+                results["eval"] = pair_metrics(rewards, gold_margins(held_out))
+                log.histogram("rewards/eval", rewards, step)
+            log.write({"step": step, "epoch": epoch + 1} | {f"{part}_{name}": value for part, values in results.items() for name, value in values.items()})
+            report_epoch(epoch + 1, results, process)
+            run["results"][f"epoch {epoch + 1}"] = results
+            state = full_state_dict(model)
+            if process.is_main:
+                files = {"README.md": model_card(cfg.model_name, cfg.data_path, run), "run.json": json.dumps(run | {"finished": step == total_steps}, indent=1) + "\n"}
+                save_reward_model(cfg.output_dir, state, model, tokenizer, compute_dtype, files)
+        if step < total_steps and (step % cfg.save_every == 0 if cfg.save_every else position == epoch_steps - 1):
+            facts = {"step": step, "bad_steps": bad_steps, "center": center, "run": run}
+            save_checkpoint(cfg.output_dir, model, optimizer, facts, {"epoch_rewards": epoch_rewards}, process, cfg.keep)
+        if position == epoch_steps - 1:
+            mark = time.perf_counter()
 
     bar.close()
     log.close()
+    process.barrier()
+    if process.is_main:
+        shutil.rmtree(Path(cfg.output_dir, "checkpoints"), ignore_errors=True)
     process.print(f"{cfg.output_dir}: saved; next: python evaluate.py match --dataset {cfg.dataset} --model-name {cfg.output_dir}")
     process.finish()
     return 0
+
+
+def nothing_to_do(cfg: Config) -> bool:
+    """Whether --resume finds a finished run. Raises BadInput rather than replace unasked what took hours."""
+    records.check_writable(f"{cfg.output_dir}/metrics.jsonl")
+    run = Path(cfg.output_dir, "run.json")
+    exported = Path(cfg.output_dir, "config.json").exists()
+    if cfg.overwrite:
+        return False
+    if cfg.resume == "auto":
+        return exported and (not run.exists() or records.read_json(str(run))["finished"])
+    if checkpoints(cfg.output_dir):
+        raise BadInput(f"{cfg.output_dir}: holds an unfinished run: pass --resume auto to go on, or --overwrite to begin again")
+    if exported:
+        raise BadInput(f"{cfg.output_dir}: holds a model: pass --overwrite to replace it, or another --output-dir")
+    return False
 
 
 def read_train_and_held_out(cfg: Config) -> tuple[list[Pair], list[Pair]]:
@@ -208,34 +274,26 @@ def report_epoch(epoch: int, results: dict, process) -> None:
         process.print(f"WARNING compressed rewards: their spread within pairs is {last['spread_ratio']:.2f} of gold's: raise --lr and --epochs")
 
 
-class Log:
-    """metrics.jsonl and TensorBoard, written by rank 0 alone. The timing comes last in each line: it alone differs between runs."""
+def show_step(metrics: dict, shown: list, pairs: list[Pair], tokenizer, process) -> None:
+    """--trace: the whole algorithm on one screen, for the first two pairs of this process."""
+    for i, (chosen_reward, rejected_reward), (chosen_norm, rejected_norm), loss in shown[:2]:
+        pair = pairs[i]
+        process.print(f"\n--- step {metrics['step']}, pair {i}, chosen:\n{show_row(pair.chosen, tokenizer)}\n--- rejected, its last turn: {pair.rejected[-1]['content']!r}")
+        process.print(f"pooled hidden state's norm   {chosen_norm:.4f} chosen, {rejected_norm:.4f} rejected")
+        process.print(f"reward                       {chosen_reward:.4f} chosen, {rejected_reward:.4f} rejected")
+        process.print(f"margin                       {chosen_reward - rejected_reward:.4f}\nloss = -log sigmoid(margin)   {loss:.4f}")
+    lines = {"mean over the step": ("loss", "accuracy", "margin_mean"), "rate": ("learning_rate", "update_ratio", "update_kept")}
+    lines |= {kind: tuple(name for name in metrics if name.startswith(kind)) for kind in ("grad_norm", "lost_updates")}
+    process.print("\n".join(f"{title:29}" + ", ".join(f"{name} {metrics[name]:.4g}" for name in names) for title, names in lines.items()))
 
-    def __init__(self, folder: str, process):
-        self.file = self.board = None
-        if process.is_main:
-            shutil.rmtree(Path(folder, "tensorboard"), ignore_errors=True)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.file = open(Path(folder, "metrics.jsonl"), "w", encoding="utf-8")
-            self.board = SummaryWriter(str(Path(folder, "tensorboard")))
 
-    def write(self, metrics: dict, timing: dict | None = None) -> None:
-        if self.file:
-            self.file.write(json.dumps(metrics | (timing or {})) + "\n")
-            self.file.flush()
-            for name, value in (metrics | (timing or {})).items():
-                self.board.add_scalar(name.replace("_", "/", 1) if name.startswith(("train_", "eval_")) else f"step/{name}", value, metrics["step"])
-
-    def histogram(self, name: str, values: torch.Tensor, step: int) -> None:
-        if self.board:
-            for side, column in zip(("chosen", "rejected"), values.cpu().unbind(dim=1)):
-                self.board.add_histogram(f"{name}_{side}", column, step)
-            self.board.add_histogram(f"{name}_margin", reward_margin(values.cpu()), step)
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()
-            self.board.close()
+def explain_bad_step(step: int, bad_steps: int, step_rewards: torch.Tensor, pairs_of_step: np.ndarray, pairs: list[Pair], tokenizer, process) -> None:
+    """Name the pairs whose reward is not finite, or say that only the gradient is not."""
+    bad = [int(pair) for pair, rewards in zip(pairs_of_step, step_rewards) if not torch.isfinite(rewards).all()]
+    what = f"rewards of pairs {bad[:8]} are not finite" if bad else "the rewards are finite but a gradient is not"
+    process.print(f"WARNING step {step}: {what}: the step is not taken ({bad_steps} in a row)")
+    for pair in bad[:1]:
+        process.print(f"pair {pair}, chosen:\n{show_row(pairs[pair].chosen, tokenizer)}\nrejected:\n{show_row(pairs[pair].rejected, tokenizer)}")
 
 
 if __name__ == "__main__":

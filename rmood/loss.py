@@ -14,12 +14,44 @@ def reward_margin(rewards: torch.Tensor) -> torch.Tensor:
     return chosen - rejected
 
 
-def bradley_terry_loss(margin: torch.Tensor) -> torch.Tensor:
+def bradley_terry_loss(margin: torch.Tensor, target: torch.Tensor | None = None) -> torch.Tensor:
     """(B,) margins -> (B,) losses in nats; their mean over all pairs of a step is what training minimises.
 
     The gradient by the margin is -sigmoid(-margin): -1/2 where the model has no opinion, near 0 once it is sure.
+    target: (B,) the probability that `chosen` is the better one, where that is not certain:
+        loss = -target * log sigmoid(margin) - (1 - target) * log sigmoid(-margin),   least at margin = log(target / (1 - target))
     """
+    if target is not None:
+        return -target * F.logsigmoid(margin) - (1 - target) * F.logsigmoid(-margin)
     return -F.logsigmoid(margin)  # ln 2 = 0.693 where the model has no opinion: the value to see at step 0
+
+
+def target_probability(gold_margin: torch.Tensor | None, temperature: float, smoothing: float) -> torch.Tensor | None:
+    """(B,) gold margins -> (B,) targets of `bradley_terry_loss`, or None for certain labels.
+
+    temperature > 0: soft labels sigmoid(gold_margin / temperature): the odds gold itself gives, where gold was
+        trained by Bradley-Terry and temperature is 1 (Hinton et al. 2015, for two classes).
+    smoothing e: a label is wrong with probability e: target (1 - e), mixed with the soft label where both are given
+        (Szegedy et al. 2016, section 7; for preferences Mitchell 2023, "conservative" loss). Caps the best margin at log((1 - e) / e).
+    """
+    if not temperature and not smoothing:
+        return None
+    certain = torch.sigmoid(gold_margin / temperature) if temperature else torch.ones(())
+    return certain * (1 - smoothing) + (1 - certain) * smoothing
+
+
+def centring_loss(rewards: torch.Tensor, center: float) -> torch.Tensor:
+    """(B, 2) rewards -> (B,) terms that pull the mean of *all* rewards to 0: center * (r_chosen + r_rejected).
+
+    center: the mean reward of the step before. It stands for the current mean, so that the gradient is that of
+    mean(r)^2 (up to a factor), but needs no sum over passes and processes first.
+
+    The usual term (r_chosen + r_rejected)^2 of each pair (Eisenstein et al. 2023, section 3) wants every *prompt's*
+    mean to be 0. The Bradley-Terry loss leaves those alone, so that term alone decides them: it erases the spread
+    between prompts, and at larger coefficients what the two rewards share of the spread within. This one moves only
+    the common offset.
+    """
+    return center * rewards.sum(dim=1)
 
 
 def pair_metrics(rewards: torch.Tensor, gold_margin: torch.Tensor | None = None) -> dict[str, float]:

@@ -34,8 +34,8 @@ class RewardModel(nn.Module):
     def config(self) -> PreTrainedConfig:
         return self.backbone.config
 
-    def forward(self, batch, return_pooled: bool = False):
-        """A batching.Batch -> (N,) float32 rewards; with return_pooled also the (N, D) pooled hidden states."""
+    def forward(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batching.Batch -> (N,) float32 rewards and the (N, D) pooled hidden states they are read from."""
         hidden = self.backbone(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -45,7 +45,7 @@ class RewardModel(nn.Module):
         ).last_hidden_state  # (1, T, D)
         pooled = hidden.flatten(0, 1)[batch.last]  # (N, D)
         rewards = self.score(pooled.float())[:, 0].clone()  # (N,) a tensor of its own, not a view: FSDP's hooks need that
-        return (rewards, pooled) if return_pooled else rewards
+        return rewards, pooled
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, sliding_window=None, blocks=None, pick=None, **kwargs):

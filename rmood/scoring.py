@@ -44,7 +44,7 @@ def score_groups(
         turn = passes[start_ : start_ + process.world_size]
         mine = turn[min(process.rank, len(turn) - 1)]
         batch_groups = [groups[i] for i in mine]
-        rewards = iter(model(pack(batch_groups).to(process.device)).tolist())
+        rewards = iter(model(pack(batch_groups).to(process.device))[0].tolist())
         if process.rank < len(turn):
             fresh |= {i: [next(rewards) for _ in groups[i].rows] for i in mine}
         if len(fresh) and (start_ // process.world_size + 1) % passes_per_keep == 0:

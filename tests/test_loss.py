@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rmood.loss import bradley_terry_loss, pair_metrics, reward_margin
+from rmood.loss import bradley_terry_loss, centring_loss, pair_metrics, reward_margin, target_probability
 
 
 def test_no_opinion_costs_ln_2():
@@ -29,6 +29,34 @@ def test_the_gradient_is_minus_half_without_an_opinion_and_vanishes_with_certain
 
 def test_large_margins_stay_finite():
     assert bradley_terry_loss(torch.tensor([-1e4, 1e4])).tolist() == [1e4, 0.0]
+
+
+def least_loss_at(target: torch.Tensor) -> float:
+    margins = torch.linspace(-8, 8, 16001)
+    return margins[bradley_terry_loss(margins, target).argmin()].item()
+
+
+def test_a_label_wrong_one_time_in_ten_asks_for_a_margin_of_ln_9():
+    assert least_loss_at(target_probability(None, temperature=0, smoothing=0.1)) == pytest.approx(math.log(9), abs=1e-3)
+
+
+def test_a_soft_label_asks_for_golds_own_margin_over_the_temperature():
+    assert least_loss_at(target_probability(torch.tensor([3.0]), temperature=2.0, smoothing=0)) == pytest.approx(1.5, abs=1e-3)
+
+
+def test_a_certain_label_is_the_plain_loss():
+    margin = torch.tensor([-1.0, 0.0, 2.5])
+    assert target_probability(margin, 0, 0) is None
+    assert torch.equal(bradley_terry_loss(margin, torch.ones(3)), bradley_terry_loss(margin))
+
+
+def test_centring_moves_the_common_offset_and_no_spread():
+    """Its gradient is the same for every reward; the usual (r_c + r_r)^2 pulls each prompt's mean towards 0."""
+    rewards = torch.tensor([[5.0, 3.0], [-3.0, -5.0]], requires_grad=True)
+    centring_loss(rewards, center=2.0).sum().backward()
+    assert torch.equal(rewards.grad, torch.full((2, 2), 2.0))
+    usual = torch.autograd.grad(rewards.sum(dim=1).square().sum(), rewards)[0]
+    assert usual.tolist() == [[16.0, 16.0], [-16.0, -16.0]]  # though the mean reward is 0 already
 
 
 def test_metrics_by_hand():

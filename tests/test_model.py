@@ -21,7 +21,7 @@ def groups_of(tokenizer, count: int = 12) -> list[Group]:
 
 def rewards_and_gradients(model, groups, layout):
     model.zero_grad()
-    rewards = model(LAYOUTS[layout](groups))
+    rewards, _ = model(LAYOUTS[layout](groups))
     bradley_terry_loss(reward_margin(rewards.view(-1, 2))).sum().backward()
     return rewards.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -44,7 +44,7 @@ def test_packed_tokens_with_shared_prompts_score_and_learn_as_padded_rows(any_mo
 def test_more_responses_a_prompt_pack_the_same_way(any_model_folder):
     model = load_reward_model(any_model_folder, seed=0)
     groups = [Group([[5, 6, 7] + list(range(20, 20 + n)) for n in (4, 1, 9, 2)]), Group([[5, 6], [5, 7]])]
-    assert torch.allclose(model(pack(groups)), model(pad(groups)), atol=1e-6)
+    assert torch.allclose(model(pack(groups))[0], model(pad(groups))[0], atol=1e-6)
 
 
 def test_a_sliding_window_is_kept(tmp_path, toy_tokenizer):
@@ -54,7 +54,7 @@ def test_a_sliding_window_is_kept(tmp_path, toy_tokenizer):
     model = load_reward_model(str(tmp_path), seed=0)
     torch.nn.init.normal_(model.score.weight)
     rows = [list(range(10, 50)), list(range(10, 30)) + [7] * 10]
-    ours = model(pack([Group(rows)]))
+    ours, _ = model(pack([Group(rows)]))
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=1, attn_implementation="sdpa").model
     for reward, row in zip(ours, rows):
         hidden = theirs(input_ids=torch.tensor([row])).last_hidden_state[0, -1]
@@ -63,7 +63,7 @@ def test_a_sliding_window_is_kept(tmp_path, toy_tokenizer):
 
 def test_a_new_head_has_no_opinion(toy_model_folder, toy_tokenizer):
     model = load_reward_model(toy_model_folder, seed=0)
-    rewards = model(pack(groups_of(toy_tokenizer)))
+    rewards, _ = model(pack(groups_of(toy_tokenizer)))
     loss = bradley_terry_loss(reward_margin(rewards.view(-1, 2))).mean().item()
     assert 0 < rewards.std() < 0.1 and loss == pytest.approx(math.log(2), abs=0.01)
 
@@ -71,9 +71,9 @@ def test_a_new_head_has_no_opinion(toy_model_folder, toy_tokenizer):
 def test_pad_equal_to_eos_scores_the_same_token(toy_model_folder, toy_tokenizer):
     """We know the lengths: the reward does not ask what the pad token is."""
     model, groups = load_reward_model(toy_model_folder, seed=0), groups_of(toy_tokenizer)
-    before = model(pad(groups))
+    before, _ = model(pad(groups))
     model.backbone.config.pad_token_id = toy_tokenizer.eos_token_id
-    assert torch.equal(model(pad(groups)), before)
+    assert torch.equal(model(pad(groups))[0], before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -87,7 +87,7 @@ def test_a_saved_folder_is_a_transformers_reward_model(any_model_folder, toy_tok
     assert theirs.config.pad_token_id == toy_tokenizer.pad_token_id != toy_tokenizer.eos_token_id
     ours = load_reward_model(folder)  # a classifier's head is kept
     rows = [row for group in groups_of(toy_tokenizer) for row in group.rows]
-    rewards = ours(pack([Group([row]) for row in rows]))
+    rewards, _ = ours(pack([Group([row]) for row in rows]))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for side in ("right", "left"):
         tokenizer.padding_side = side

@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from conftest import DATA, REPOSITORY, make_pairs, needs_data
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import train
 from rmood import BadInput, records
+from rmood.checkpoint import RunLog, checkpoints
 
 SETTINGS = ["--lr", "3e-3", "--epochs", "2", "--batch-size", "8", "--tokens-per-pass", "256", "--device", "cpu"]
 
@@ -84,6 +86,8 @@ def test_two_processes_learn_what_one_learns(toy_model_folder, pairs_path, tmp_p
     together = lines(tmp_path / "two")
     for one, two in zip(alone, together, strict=True):
         for name in one.keys() - {"pairs_per_s", "tokens_per_s"}:
+            if name.startswith(("lost_updates", "update_")):
+                continue  # a sample of each process's own part
             assert two[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), name
     weights = [AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two")]
     assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
@@ -148,9 +152,129 @@ def test_bad_input_writes_nothing(toy_model_folder, pairs_path, tmp_path, monkey
 
 def test_a_trained_model_is_not_replaced_unasked(toy_model_folder, pairs_path, tmp_path, monkeypatch):
     train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--epochs", "1")
-    with pytest.raises(BadInput, match="holds a model already: pass --overwrite"):
+    with pytest.raises(BadInput, match="holds a model: pass --overwrite"):
         train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm")
     train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--overwrite", "--epochs", "1")
+
+
+class Killed(Exception):
+    pass
+
+
+def die_at(monkeypatch, step: int) -> None:
+    """The run ends abruptly once `step` has been logged, as by kill -9 but within this process."""
+    write = RunLog.write
+
+    def write_then_die(log, metrics, timing=None):
+        write(log, metrics, timing)
+        if metrics["step"] == step:
+            raise Killed
+
+    monkeypatch.setattr(RunLog, "write", write_then_die)
+
+
+def without_timing(output) -> list[dict]:
+    return [{name: value for name, value in line.items() if not name.endswith("_per_s")} for line in lines(output)]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bf16", "bf16-sr"])
+def test_resumed_run_ends_where_the_uninterrupted_one_does(toy_model_folder, pairs_path, tmp_path, monkeypatch, precision):
+    flags = ["--save-every", "2", "--precision", precision, "--eval-share", "0.1", "--centring", "0.1"]
+    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "whole", *flags)
+    for step in (3, 7, 8):  # within the first epoch, within the second, and just after a checkpoint
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            die_at(patch, step)
+            train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", *flags, "--resume", "auto")
+    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", *flags, "--resume", "auto")
+    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert without_timing(tmp_path / "killed") == without_timing(tmp_path / "whole")
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", *flags, "--resume", "auto")  # finished: nothing to do
+
+
+def test_a_checkpoint_of_two_processes_resumes_in_one(toy_model_folder, pairs_path, tmp_path, monkeypatch):
+    whole = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "whole"))
+    result = torchrun(2, toy_model_folder, pairs_path, tmp_path / "killed", "--save-every", "3", "--keep", "2", "--max-bad-steps", "1", "--trace", "1")
+    assert result.returncode == 0
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at(patch, 8)
+        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", "--save-every", "3", "--keep", "2", "--overwrite")
+    assert [path.name for path in checkpoints(str(tmp_path / "killed"))] == ["step-00000003", "step-00000006"]
+    resumed = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", "--resume", "auto"))
+    assert resumed == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_half_written_checkpoint_is_never_chosen(tmp_path):
+    for name in ("step-00000004", "step-00000008.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in checkpoints(str(tmp_path))] == ["step-00000004"]
+
+
+def test_resuming_with_other_settings_is_refused_by_name(toy_model_folder, pairs_path, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at(patch, 4)
+        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--save-every", "2")
+    with pytest.raises(BadInput, match="unfinished run: pass --resume auto"):
+        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm")
+    with pytest.raises(BadInput, match=r"--lr 0.003 -> 0.001; --seed 0 -> 5"):
+        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--resume", "auto", "--lr", "1e-3", "--seed", "5")
+    records.write_jsonl(pairs_path, make_pairs(43))
+    with pytest.raises(BadInput, match="other pairs"):
+        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--resume", "auto")
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_its_pair_is_named(toy_model_folder, pairs_path, tmp_path, monkeypatch, capsys):
+    pair_rewards = train.reward_margin
+    poisoned = {"calls": 0}
+
+    def margin_with_one_nan(rewards):
+        poisoned["calls"] += 1
+        if poisoned["calls"] == 2:  # the second pass of step 1
+            rewards.data[0, 0] = float("nan")
+        return pair_rewards(rewards)
+
+    monkeypatch.setattr(train, "reward_margin", margin_with_one_nan)
+    metrics = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--epochs", "1")
+    said = capsys.readouterr().err
+    assert "WARNING step 1: rewards of pairs [" in said and "the step is not taken (1 in a row)" in said
+    assert [line["step"] for line in metrics] == [2, 3, 4, 5, 6, 6] and all(math.isfinite(loss) for loss in losses(metrics))
+
+
+def test_too_many_bad_steps_stop_the_run_and_keep_the_checkpoint(toy_model_folder, pairs_path, tmp_path, monkeypatch):
+    with pytest.raises(BadInput, match="2 steps in a row were not finite"):
+        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--lr", "1e30", "--save-every", "1", "--max-bad-steps", "2")
+    newest = checkpoints(str(tmp_path / "rm"))[-1]
+    shard = load_file(next(newest.glob("shard-*")))
+    assert all(torch.isfinite(part.float()).all() for name, part in shard.items() if name.startswith("weight")), newest
+
+
+def test_the_trace_shows_every_number_of_a_pair(toy_model_folder, pairs_path, tmp_path, monkeypatch, capsys):
+    metrics = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--trace", "2")
+    said = capsys.readouterr().err
+    assert said.count("--- step 1, pair") == said.count("--- step 2, pair") == 2 and "--- step 3" not in said
+    for words in ("⟦\\n⟧", "pooled hidden state's norm", "loss = -log sigmoid(margin)", f"loss {metrics[0]['loss']:.4g}", "grad_norm_attention", "lost_updates_norms", "update_ratio"):
+        assert words in said
+
+
+@pytest.mark.parametrize("flags", [["--margin-scale", "0.5"], ["--label-temperature", "1.0"], ["--label-smoothing", "0.1"], ["--centring", "0.5"]])
+def test_other_losses_learn_too(toy_model_folder, pairs_path, tmp_path, monkeypatch, flags):
+    metrics = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", *flags, "--epochs", "4")
+    assert metrics[-1]["train_accuracy"] > 0.9
+    plain = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "plain", "--epochs", "4")
+    assert metrics[-1]["train_loss"] != plain[-1]["train_loss"]
+
+
+def test_gold_is_needed_where_the_loss_asks_for_it(toy_model_folder, tmp_path, monkeypatch):
+    records.write_jsonl(str(tmp_path / "pairs.jsonl"), [{side: row[side] for side in ("chosen", "rejected")} for row in make_pairs(4)])
+    with pytest.raises(BadInput, match="need gold's rewards"):
+        train_here(monkeypatch, toy_model_folder, str(tmp_path / "pairs.jsonl"), tmp_path / "rm", "--margin-scale", "1")
+
+
+def test_replicas_of_a_sharded_model_learn_the_same(toy_model_folder, pairs_path, tmp_path, monkeypatch):
+    alone = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "one", "--epochs", "1"))
+    result = torchrun(4, toy_model_folder, pairs_path, tmp_path / "four", "--epochs", "1", "--replicas", "2")
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert losses(lines(tmp_path / "four")) == pytest.approx(alone, abs=1e-5)
 
 
 @needs_data
