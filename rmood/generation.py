@@ -10,6 +10,26 @@ weights, 256 prompts of 12 to 35 tokens, 2 responses each of 13 tokens on averag
 from collections.abc import Callable
 
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from . import BadInput, one_line
+
+
+def load_causal_lm(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A language model from a folder or hub name. Only safetensors are read."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device).eval()
+    except Exception as error:  # transformers, the hub, safetensors and the device raise many kinds
+        raise BadInput(f"{name}: the model could not be loaded ({one_line(error)}): check the name or path, the access to it, and --device")
+
+
+def end_tokens(model: PreTrainedModel, tokenizer) -> list[int]:
+    """Tokens that end a response: the model's and the tokenizer's, as in vLLM. Qwen's base models name <|endoftext|>, their tokenizer <|im_end|>."""
+    named = model.generation_config.eos_token_id  # one, several or none
+    return sorted({*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None})
 
 
 @torch.inference_mode()

@@ -252,13 +252,15 @@ class Journal:
         self.done: dict[int, object] = {}
         for path in sorted(glob.glob(glob.escape(target) + ".journal-*")):
             lines = Path(path).read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
-            if lines and json.loads(lines[0]) != json.loads(json.dumps(work)):
+            if len(lines) > 1 and json.loads(lines[0]) != json.loads(json.dumps(work)):
                 raise BadInput(f"{path}: holds unfinished work with other settings or inputs: repeat those, or delete it")
             for line in lines[1:]:
                 key, value = json.loads(line)
                 self.done[key] = value
         path = Path(f"{target}.journal-{rank}")
         whole = path.read_bytes() if path.exists() else b""
+        if whole.count(b"\n") < 2:  # nothing was finished: whatever work it was begun for, it may serve this one
+            whole = b""
         self.file = open(path, "wb")
         self.file.write(whole[: whole.rfind(b"\n") + 1] or json.dumps(work).encode() + b"\n")
         self._sync()
