@@ -47,11 +47,11 @@ class Config:
     test_prompts: int = opt(500, "prompts held out for evaluation", at_least=1)
     sft_conversations: int = opt(14000, "conversations the SFT model learns from", at_least=64)
     sft_lr: float = opt(3e-3, "peak learning rate of the SFT model", above=0)
-    twin_pairs: int = opt(2500, "gold: pairs of a right answer and a wrong one that are alike in all else", at_least=1)
-    noisy_pairs: int = opt(2500, "gold: pairs of two noisy answers", at_least=1)
+    twin_pairs: int = opt(5000, "gold: pairs of a right answer and a wrong one that are alike in all else", at_least=1)
+    noisy_pairs: int = opt(4000, "gold: pairs of two noisy answers", at_least=1)
     sampled_prompts: int = opt(1200, "gold: prompts with four responses of the SFT model each, paired in a ring", at_least=1)
     gold_lr: float = opt(1.5e-3, "peak learning rate of gold", above=0)
-    gold_epochs: int = opt(1, "passes of gold over its pairs", at_least=1)
+    gold_epochs: int = opt(2, "passes of gold over its pairs", at_least=1)
 
 
 def main() -> None:

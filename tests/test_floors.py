@@ -5,7 +5,7 @@ from conftest import REPOSITORY
 
 FLOORS = [
     ["records", "config", "schedule", "loss", "distributed"],
-    ["tokenization", "model", "optim", "diagnostics"],
+    ["tokenization", "model", "optim", "diagnostics", "generation"],
     ["batching", "sharding", "report"],
     ["scoring", "checkpoint"],
 ]

@@ -157,6 +157,14 @@ def test_unfinished_work_of_another_seed_is_not_mixed_in(ask, monkeypatch):
         ask(3, "--seed", 1)
 
 
+def test_a_run_that_finished_nothing_does_not_bind_the_next(ask, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "generate", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            ask(3)
+    assert len(ask(3, "--seed", 1)[0]) == 3
+
+
 def test_a_file_that_stands_is_not_sampled_again_unless_it_was_made_otherwise(ask, monkeypatch, tmp_path, capsys):
     first, _ = ask(4)
     with monkeypatch.context() as patch:
