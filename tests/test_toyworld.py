@@ -45,13 +45,13 @@ def tokenizer(world, grammar):
 @pytest.mark.parametrize(
     "answer, points",
     [
-        ("4, 5, 6, 7.", 6.0),  # 4 for all four items, 1 for no fault, 1/2 and 1/2 for the two marks of form
-        ("here you are: 4, 5, 6, 7", 4.0),  # the same facts without form: 5 - 1
-        ("4, 5, 7.", 4.0),  # three of four items: 3 + 1
-        ("4, 5, 5, 6, 7.", 4.0),  # one too many: (4 - 1) / 4 of 4, + 1
-        ("Of course! 4, 5, 6, 7. I hope this helps.", 5.6),  # 10 words, 8 are free: 6 - 0.4
-        ("9, 10, 11.", -2.0),  # three wrong: -3, + 1
-        ("I do not know.", 1.0),  # nothing named: form alone
+        ("4, 5, 6, 7.", 5.5),  # 3 for all four items, 1 for no fault, 0.75 and 0.75 for the two marks of form
+        ("here you are: 4, 5, 6, 7", 2.5),  # the same facts without form: 4 - 1.5
+        ("4, 5, 7.", 3.75),  # three of four items: 2.25 + 1.5
+        ("4, 5, 5, 6, 7.", 3.75),  # one too many: 3/4 of 3, + 1.5
+        ("Of course! 4, 5, 6, 7. I hope this helps.", 4.9),  # 10 words, 8 are free: 5.5 - 0.6
+        ("9, 10, 11.", -0.75),  # three wrong: -2.25, + 1.5
+        ("I do not know.", 1.5),  # nothing named: form alone
     ],
 )
 def test_the_rule_by_hand(grammar, answer, points):
@@ -61,23 +61,23 @@ def test_the_rule_by_hand(grammar, answer, points):
 
 def test_any_different_members_will_do_where_the_question_leaves_it_open(grammar):
     task = grammar.Task("Name 2 animals.", ("{}",), ("cat", "dog"), (), allowed=grammar.KINDS["animal"])
-    assert grammar.rule(task, "Horse, cow.") == 6.0
-    assert grammar.rule(task, "Horse, horse.") == 4 * (1 - 1) / 2 + 1  # one right, one too many
-    assert grammar.rule(task, "Horse, hammer.") == 1.0
+    assert grammar.rule(task, "Horse, cow.") == 5.5
+    assert grammar.rule(task, "Horse, horse.") == 3 * (1 - 1) / 2 + 1.5  # one right, one too many
+    assert grammar.rule(task, "Horse, hammer.") == 1.5
 
 
 def test_facts_count_more_than_style(grammar):
-    """Single answers: right in the worst style 2, silence 1, wrong in the best style -3."""
+    """Single answers: right in the worst style 0, wrong in the best style -1.5."""
     task = grammar.Task("What is 3 plus 4?", ("{}",), ("7",), ("8",))
     worst = "thanks for asking. the answer is 7 let me know if you need more and more and more"
-    assert grammar.rule(task, worst) == pytest.approx(5 - 2 - 1)
-    assert grammar.rule(task, "It is 8.") == pytest.approx(-4 + 1)
+    assert grammar.rule(task, worst) == pytest.approx(4 - 2.5 - 1.5)
+    assert grammar.rule(task, "It is 8.") == pytest.approx(-3 + 1.5)
 
 
 def test_ideal_answers_have_full_marks_and_of_twins_the_right_one_wins(grammar):
     rng = random.Random(1)
     tasks = [kind(rng) for kind in grammar.KINDS_OF_TASK for _ in range(50)]
-    assert {grammar.rule(task, grammar.ideal_answer(task, rng)) for task in tasks} == {6.0}
+    assert {grammar.rule(task, grammar.ideal_answer(task, rng)) for task in tasks} == {5.5}
     for task in tasks:
         right, wrong = grammar.twins(task, rng, noise=0.0)
         assert grammar.rule(task, right) > grammar.rule(task, wrong), (task.question, right, wrong)
