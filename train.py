@@ -63,7 +63,7 @@ class Config:
     tokens_per_pass: int = opt(16384, "tokens in one forward pass on one process; lower it when memory runs out", at_least=16)
     layout: str = opt("packed", "packed: unique tokens, the prompt once; padded: plain rows, to read and compare", choices=list(LAYOUTS))
     precision: str = opt("auto", "mixed (auto on CUDA): float32 weights, bf16 compute; float32 (auto on a CPU); bf16; bf16-sr", choices=["auto", *PRECISIONS])
-    activation_checkpointing: bool = opt(False, "recompute each layer in the backward pass: less memory, a third more time")
+    activation_checkpointing: str = opt("auto", "recompute each layer in the backward pass: far less memory, a third more time; auto: on CUDA", choices=["auto", "on", "off"])
     cpu_offload: bool = opt(False, "weights, gradients and moments rest in host memory")
     replicas: int = opt(1, "copies of the sharded model, say one a node: gather weights only within a copy (HSDP)", at_least=1)
     log_every: int = opt(1, "steps between logged lines", at_least=1)
@@ -95,17 +95,16 @@ def main() -> int:
     choose_pad_token(tokenizer)
     if tokenizer.pad_token_id >= model.backbone.get_input_embeddings().num_embeddings:
         model.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    placement = dict(replicas=cfg.replicas, activation_checkpointing=cfg.activation_checkpointing, cpu_offload=cfg.cpu_offload)
-    model = shard(model, process, precision, **placement).train()
+    recompute = process.device.type == "cuda" if cfg.activation_checkpointing == "auto" else cfg.activation_checkpointing == "on"
+    model = shard(model, process, precision, replicas=cfg.replicas, activation_checkpointing=recompute, cpu_offload=cfg.cpu_offload).train()
     optimizer = build_optimizer(model, precision, cfg.lr, cfg.weight_decay, cfg.seed + process.rank)
 
     epoch_steps = -(-len(groups) // cfg.batch_size)
     total_steps, warmup = epoch_steps * cfg.epochs, warmup_steps(epoch_steps * cfg.epochs, cfg.warmup_ratio)
     run = records.run_facts(cfg, {"pairs": cfg.data_path, "eval_pairs": cfg.eval_path, "chat_template": cfg.chat_template})
     run |= {"template_sha256": template_sha256(tokenizer), "pairs": len(pairs), "held_out_pairs": len(held_out), "world_size": process.world_size, "results": {}}
-    process.print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters on {process.world_size} x {process.device.type}, precision {precision}; {total_steps} steps, {warmup} of them warmup"
-    )
+    parameters = sum(p.numel() for p in model.parameters())
+    process.print(f"{parameters:,} parameters on {process.world_size} x {process.device.type}, precision {precision}; {total_steps} steps, {warmup} of them warmup")
 
     # What the loop remembers from step to step: all of it goes into a checkpoint.
     done, bad_steps, center = 0, 0, 0.0
@@ -129,6 +128,7 @@ def main() -> int:
         shown = []
 
         for pairs_of_pass in passes:
+            model.set_requires_all_reduce(pairs_of_pass is passes[-1])  # between --replicas, once a step is enough
             of_pass = pairs_of_pass or [0]  # fewer pairs than passes: every process must still run as many
             rewards, pooled = model(LAYOUTS[cfg.layout]([groups[i] for i in of_pass]).to(process.device))
             rewards = rewards.view(-1, 2)  # (B, 2): chosen, rejected

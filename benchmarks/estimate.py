@@ -7,8 +7,8 @@
     W processes, each with one GPU
 
 What would measure it, on the machine in question (peak memory by nvidia-smi; pairs and tokens a second in metrics.jsonl):
-    torchrun --nproc-per-node 1 train.py --activation-checkpointing --lr 5e-5 --epochs 1
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py --activation-checkpointing --replicas 2
+    torchrun --nproc-per-node 1 train.py --lr 5e-5 --epochs 1
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py --replicas 2
 """
 
 import sys
@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from rmood.optim import AdamWStochasticRounding
 from rmood.sharding import PRECISIONS
 
 GIB = 2**30
@@ -105,7 +106,7 @@ def memory(shape: Shape, precision: str, gpus: int, tokens: int, checkpointing: 
     earlier pass still there; its end, at the embeddings; the optimizer.
 
     gathered: FSDP holds two layers unsharded (the next is fetched early): weights and gradients as computed, gradients
-    once more in float32 to be summed. optimizer: AdamWStochasticRounding's float32 temporaries, seven of the largest tensor.
+    once more in float32 to be summed. optimizer: AdamWStochasticRounding's float32 temporaries, seven of a chunk.
     """
     compute, stored = PRECISIONS[precision][1].itemsize, bytes_per_parameter(precision)
     state = 0.0 if offload else shape.parameters * sum(stored.values()) / gpus
@@ -116,7 +117,7 @@ def memory(shape: Shape, precision: str, gpus: int, tokens: int, checkpointing: 
         "backward": tokens * 3 * compute * shape.mlp,  # gradients inside an MLP
         "gathered": 2 * shape.layer_parameters * unit,
         "embeddings": shape.embedding_parameters * unit,
-        "optimizer": 7 * 4 * shape.embedding_parameters / gpus if precision == "bf16-sr" and not offload else 0.0,
+        "optimizer": 7 * 4 * min(AdamWStochasticRounding.CHUNK, shape.embedding_parameters / gpus) if precision == "bf16-sr" and not offload else 0.0,
     }
     layers = parts["activations"] + parts["backward"] + parts["gathered"]
     return parts | {"peak": state + max(layers, parts["embeddings"], parts["optimizer"])}
@@ -190,7 +191,7 @@ def activation_table(shape: Shape) -> str:
         parts = saved_per_layer(shape, compute, ROWS_PER_TOKEN)
         per_token = [saved_per_token(shape, compute, ROWS_PER_TOKEN, checkpointing) for checkpointing in (False, True)]
         rows.append([name, *(f"{value:,.0f}" for value in parts.values()), f"{sum(parts.values()):,.0f}", *(f"{value / 1e6:.2f} MB, {gib(value * TOKENS)} GiB" for value in per_token)])
-    head = ["arithmetic", *saved_per_layer(shape, 2), "bytes a token and layer", f"{shape.layers} layers, a token and {TOKENS:,}", "with `--activation-checkpointing`"]
+    head = ["arithmetic", *saved_per_layer(shape, 2), "bytes a token and layer", f"{shape.layers} layers, a token and {TOKENS:,}", "recomputed (`--activation-checkpointing on`)"]
     return table(head, rows)
 
 
@@ -198,7 +199,7 @@ def memory_table(shape: Shape) -> str:
     rows = []
     choices = [("mixed", False, False), ("mixed", True, False), ("mixed", True, True), ("bf16-sr", False, False), ("bf16-sr", True, False), ("bf16-sr", True, True)]
     for precision, checkpointing, offload in choices:
-        options = f"`{precision}`" + " `--activation-checkpointing`" * checkpointing + " `--cpu-offload`" * offload
+        options = f"`{precision}`" + " `--activation-checkpointing off`" * (not checkpointing) + " `--cpu-offload`" * offload
         peaks = [gib(memory(shape, precision, gpus, TOKENS, checkpointing, offload)["peak"]) for gpus in (1, 2, 4, 8)]
         passes = [largest_pass(shape, precision, card, checkpointing, offload) for card in CARDS.values()]
         rows.append([options, *peaks, *("no" if not tokens else f"{tokens:,}" + " or more" * (tokens == MOST_TOKENS) for tokens in passes)])

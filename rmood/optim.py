@@ -45,6 +45,8 @@ class AdamWStochasticRounding(torch.optim.Optimizer):
     needs it most: its decay of 0.1% a step is below bf16's 0.4%.
     """
 
+    CHUNK = 1 << 24  # weights updated at once: some float32 copies of a chunk, not of a whole embedding, are in memory
+
     def __init__(self, params, lr: float, seed: int = 0):
         super().__init__(params, dict(lr=lr, weight_decay=0.0))
         device = local(self.param_groups[0]["params"][0]).device
@@ -59,13 +61,15 @@ class AdamWStochasticRounding(torch.optim.Optimizer):
                     zeros = lambda: torch.zeros_like(p)  # noqa: E731
                     state.update(step=torch.zeros((), device=local(p).device), exp_avg=zeros(), exp_avg_sq=zeros())
                 state["step"] += 1
-                grad, weight = local(p.grad).float(), local(p).float()
-                m = local(state["exp_avg"]).float().lerp(grad, 1 - BETAS[0])
-                v = local(state["exp_avg_sq"]).float().lerp(grad.square(), 1 - BETAS[1])
-                step = adam_step(m, v, state["step"], group["lr"])
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step)
-                for target, value in ((p, weight), (state["exp_avg"], m), (state["exp_avg_sq"], v)):
-                    self.store(value, local(target))
+                whole = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
+                for weight, grad, exp_avg, exp_avg_sq in zip(*(local(tensor).view(-1).split(self.CHUNK) for tensor in whole)):
+                    grad = grad.float()
+                    m = exp_avg.float().lerp(grad, 1 - BETAS[0])
+                    v = exp_avg_sq.float().lerp(grad.square(), 1 - BETAS[1])
+                    decayed = weight.float() * (1 - group["lr"] * group["weight_decay"])
+                    self.store(decayed - adam_step(m, v, state["step"], group["lr"]), weight)
+                    self.store(m, exp_avg)
+                    self.store(v, exp_avg_sq)
 
     def store(self, value: torch.Tensor, target: torch.Tensor) -> None:
         """target <- value; where target is bf16, up or down with the odds that keep the mean.

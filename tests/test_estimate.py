@@ -74,7 +74,7 @@ def test_a_4b_trains_on_80_gb_with_checkpointing_on_48_with_bf16_sr_and_on_24_wi
 
     assert peak("mixed", checkpointing=False) > 160  # 60 of state, 105 of activations
     assert 60 + 5.7 < peak("mixed") < 70
-    assert 30 + 10.1 <= peak("bf16-sr") < 42  # its optimizer's temporaries, 7 x 4 x 0.389 billion bytes, are the peak
+    assert 30 + 5.7 < peak("bf16-sr") < 40  # its optimizer works in chunks: 7 x 4 x 2^24 bytes are not the peak
     assert peak("mixed", offload=True) < 10
     assert estimate.largest_pass(QWEN3_4B, "bf16-sr", 24, True, False) == 0
 
