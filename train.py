@@ -31,7 +31,7 @@ from rmood.records import BadInput, Pair
 from rmood.schedule import learning_rate, warmup_steps
 from rmood.scoring import score_groups
 from rmood.sharding import PRECISIONS, default_precision, full_state_dict, shard
-from rmood.tokenization import choose_pad_token, encode, load_tokenizer, render, show_row, template_sha256
+from rmood.tokenization import choose_pad_token, encode_rendered, load_tokenizer, show_row, template_sha256
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,7 @@ def read_train_and_held_out(cfg: Config) -> tuple[list[Pair], list[Pair]]:
 
 def tokenize(pairs: list[Pair], tokenizer, cfg: Config, process, what: str) -> tuple[list[Pair], list[Group]]:
     """The pairs kept and their token groups. Pairs with a conversation over --max-length are left out, aloud."""
-    texts = [render(side, tokenizer) for pair in pairs for side in (pair.chosen, pair.rejected)]
-    rows = encode(texts, tokenizer)
+    rows = encode_rendered([side for pair in pairs for side in (pair.chosen, pair.rejected)], tokenizer)
     kept = [i for i in range(len(pairs)) if max(len(rows[2 * i]), len(rows[2 * i + 1])) <= cfg.max_length]
     if pairs and not kept:
         raise BadInput(f"all {len(pairs):,} {what} are longer than {cfg.max_length} tokens: raise --max-length")

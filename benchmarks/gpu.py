@@ -133,7 +133,7 @@ def main() -> int:
         else:
             found["machine"] = machine()
             result = run_section(cfg, section)
-        found["sections"][section] = result | {"wall_s": time.monotonic() - began}
+        found["sections"][section] = result | {"section_s": time.monotonic() - began}
         if cfg.json:
             records.write_json(cfg.json, found)
         print(f"[{section}] {one_line_of(result)}", file=sys.stderr, flush=True)
@@ -272,15 +272,34 @@ def build_model(shape: Shape, variant: Variant, process: Process) -> RewardModel
         score = nn.Linear(shape.hidden, 1, bias=False)
     with torch.no_grad():
         score.weight.normal_(0, 1 / (shape.hidden + 1))
-    if variant.compiled:
-        AttentionInterface.register("rmood", torch.compiler.disable(packed_attention))  # its list of blocks changes length from pass to pass
     model = shard(RewardModel(backbone, score), process, variant.precision, activation_checkpointing=variant.checkpointing)
     if variant.compiled:
-        for layer in decoder_layers(model.backbone):
-            layer.forward = torch.compile(layer.forward, dynamic=True)  # inside FSDP's and checkpointing's hooks
+        compile_layers(model)
     if variant.gathered:
         model.set_reshard_after_forward(False)
     return model.train()
+
+
+def compile_layers(model: RewardModel) -> None:
+    """torch.compile of each layer's forward, inside FSDP's and checkpointing's hooks, once for all lengths.
+
+    Attention stays outside, and its blocks go around the compiled code: it would be compiled again for every new number of them.
+    """
+    around: dict = {}
+    attention = lambda *tensors, **settings: packed_attention(*tensors, **settings | around)  # noqa: E731
+    AttentionInterface.register("rmood", torch.compiler.disable(attention))
+
+    def compiled(forward: Callable) -> Callable:
+        inner = torch.compile(forward, dynamic=True)
+
+        def run(*args, blocks=None, pick=None, **settings):
+            around.update(blocks=blocks, pick=pick)
+            return inner(*args, **settings)
+
+        return run
+
+    for layer in decoder_layers(model.backbone):
+        layer.forward = compiled(layer.forward)
 
 
 def train_step(model, optimizer, process: Process, groups: list[Group], pairs_of_step: np.ndarray, tokens_per_pass: int, variant: Variant, clock: Clock) -> torch.Tensor:

@@ -5,13 +5,21 @@ token is. The template writes every special token itself (also BOS), so its text
 """
 
 import hashlib
+import json
+import os
 from pathlib import Path
 
 import jinja2
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from . import BadInput, one_line
+from .config import layout
+
+CACHED_FROM = 4096  # conversations; fewer are tokenized faster than a file is worth
 
 
 def load_tokenizer(name: str, chat_template: str = "") -> PreTrainedTokenizerBase:
@@ -65,13 +73,32 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[in
     return tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"] if texts else []
 
 
+def encode_rendered(conversations: list[list[dict]], tokenizer) -> list[list[int]]:
+    """Token ids of whole conversations as rendered. Those of a large set are kept in <RMOOD_HOME>/cache under the hash of
+    texts, template and vocabulary, so that the next run reads them: 20,000 pairs in a second instead of ten."""
+    if len(conversations) < CACHED_FROM:
+        return encode([render(messages, tokenizer) for messages in conversations], tokenizer)
+    parts = (json.dumps(conversations), tokenizer.chat_template, tokenizer.backend_tokenizer.to_str())
+    key = hashlib.sha256("\0".join(hashlib.sha256(part.encode()).hexdigest() for part in parts).encode()).hexdigest()
+    path = Path(layout("")["home"], "cache", f"tokens-{key}.safetensors")
+    if path.exists():
+        kept = load_file(path)
+        return [row.tolist() for row in kept["ids"].split(kept["lengths"].tolist())]
+    rows = encode([render(messages, tokenizer) for messages in tqdm(conversations, desc="rendering", delay=2, leave=False)], tokenizer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    save_file({"ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32), "lengths": torch.tensor([len(row) for row in rows])}, temporary)
+    os.replace(temporary, path)
+    return rows
+
+
 def encode_conversations(conversations: list[list[dict]], tokenizer, max_length: int) -> tuple[list[list[int]], list[int]]:
     """Token ids of each conversation, and the rows that were cut to max_length tokens.
 
     A long conversation loses tokens from the end of its last message, never the template's closing tokens: the
     scored token stays the one that closes the response. Raises BadInput where the prompt alone fills max_length.
     """
-    rows = encode([render(messages, tokenizer) for messages in conversations], tokenizer)
+    rows = encode_rendered(conversations, tokenizer)
     cut = [i for i, ids in enumerate(rows) if len(ids) > max_length]
     for i in cut:
         text, content = render(conversations[i], tokenizer), conversations[i][-1]["content"]

@@ -3,8 +3,8 @@ import copy
 import pytest
 from conftest import DATA, make_prompt, needs_data
 
-from rmood import BadInput
-from rmood.tokenization import choose_pad_token, common_prefix, encode, encode_conversations, load_tokenizer, render, show_row
+from rmood import BadInput, tokenization
+from rmood.tokenization import choose_pad_token, common_prefix, encode, encode_conversations, encode_rendered, load_tokenizer, render, show_row
 
 
 def answer(text: str) -> list[dict]:
@@ -77,3 +77,18 @@ def test_llama_gets_one_bos_and_qwen_its_empty_think_block():
     assert llama.pad_token == "<|finetune_right_pad_id|>"
     qwen = load_tokenizer(str(DATA / "tokenizers" / "qwen3"))
     assert render(answer("cat"), qwen).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\ncat<|im_end|>\n")
+
+
+def test_a_large_set_is_tokenized_once_and_known_by_its_content(toy_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMOOD_HOME", str(tmp_path))
+    monkeypatch.setattr(tokenization, "CACHED_FROM", 3)
+    conversations = [answer("cat " * n) for n in range(4)]
+    plain = encode([render(messages, toy_tokenizer) for messages in conversations], toy_tokenizer)
+    assert encode_rendered(conversations, toy_tokenizer) == plain
+    monkeypatch.setattr(tokenization, "encode", None)  # the second time nothing is tokenized
+    assert encode_rendered(conversations, toy_tokenizer) == plain
+    changed = copy.deepcopy(toy_tokenizer)
+    changed.chat_template += " "
+    for other in ((conversations[::-1], toy_tokenizer), (conversations, changed)):
+        with pytest.raises(TypeError):
+            encode_rendered(*other)

@@ -278,6 +278,24 @@ def test_replicas_of_a_sharded_model_learn_the_same(toy_model_folder, pairs_path
 
 
 @needs_data
+def test_a_real_llama_without_a_chat_template_asks_for_one_and_then_trains(pairs_path, tmp_path, monkeypatch):
+    stories = str(DATA / "stories260k")
+    with pytest.raises(BadInput, match="no chat template: give one with --chat-template FILE"):
+        train_here(monkeypatch, stories, pairs_path, tmp_path / "rm")
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}")
+    metrics = train_here(monkeypatch, stories, pairs_path, tmp_path / "rm", "--chat-template", str(template), "--eval-path", pairs_path)
+    assert losses(metrics)[-1] < 0.3 and metrics[-1]["eval_accuracy"] == 1.0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
+    assert tokenizer.chat_template == template.read_text() and tokenizer.pad_token == "<unk>" != tokenizer.eos_token
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
+    texts = [tokenizer.apply_chat_template(row[side], tokenize=False) for row in make_pairs(44) for side in ("chosen", "rejected")]
+    batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    rewards = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, 0]
+    assert rewards.mean().item() == pytest.approx(metrics[-1]["eval_reward_mean"], abs=1e-5)
+
+
+@needs_data
 def test_real_pairs_and_the_real_qwen3_tokenizer_on_one_and_two_processes(tmp_path, monkeypatch, capsys):
     """The reference's 1,000 test prompts, gold rewards and tokenizer; a small Qwen3 with random weights."""
     import preprocess
