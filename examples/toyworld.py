@@ -12,11 +12,10 @@ The text and the rule come from toygrammar.py. The SFT model learns from answers
 gold, larger, learns the rule from preferences; the proxy of the pipeline then has to learn gold.
 """
 
-import os
 import random
+import shutil
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +46,11 @@ class Config:
     test_prompts: int = opt(500, "prompts held out for evaluation", at_least=1)
     sft_conversations: int = opt(14000, "conversations the SFT model learns from", at_least=64)
     sft_lr: float = opt(3e-3, "peak learning rate of the SFT model", above=0)
-    twin_pairs: int = opt(3500, "gold: pairs of a right answer and a wrong one that are alike in all else", at_least=1)
-    noisy_pairs: int = opt(3500, "gold: pairs of two noisy answers", at_least=1)
-    sampled_prompts: int = opt(1200, "gold: prompts with four responses of the SFT model each, paired in a ring", at_least=1)
+    twin_pairs: int = opt(2000, "gold: pairs of a right answer and a wrong one that are alike in all else", at_least=1)
+    noisy_pairs: int = opt(2500, "gold: pairs of two noisy answers", at_least=1)
+    sampled_prompts: int = opt(1000, "gold: prompts with four responses of the SFT model each, paired in a ring", at_least=1)
     gold_lr: float = opt(1.5e-3, "peak learning rate of gold", above=0)
-    gold_epochs: int = opt(2, "passes of gold over its pairs", at_least=1)
+    gold_epochs: int = opt(3, "passes of gold over its pairs", at_least=1)
 
 
 def main() -> None:
@@ -72,9 +71,11 @@ def main() -> None:
     train_sft(model, tokenizer, conversations, config)
     save(model, tokenizer, paths["sft"])
 
+    shutil.rmtree(f"{paths['data']}/gold", ignore_errors=True)  # an unfinished earlier world would be gone on with
     base, pairs = f"{paths['gold']}-base", f"{paths['data']}/gold/rule_pairs.jsonl"
     save(with_another_layer(model), tokenizer, base)
     write_jsonl(pairs, rule_pairs(gold, config, paths, rng, held_out))
+    say("training gold; its first epochs earn the warnings they get: most of the rule is learned after them")
     script("train.py", "--dataset", config.dataset, "--model-name", base, "--data-path", pairs, "--output-dir", paths["gold"], "--overwrite",
            "--lr", config.gold_lr, "--epochs", config.gold_epochs, "--batch-size", 32, "--log-every", 10, "--seed", config.seed)  # fmt: skip
 
@@ -113,13 +114,14 @@ def any_answer(task: Task, rng: random.Random) -> str:
 
 
 def build_tokenizer(texts, vocabulary: int = 1280) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on the world's own text, and a ChatML template like Qwen's, without a <think> block."""
+    """Byte-level BPE of up to 1,280 tokens (so few words need about 1,100) and a ChatML template like Qwen's, without a
+    <think> block."""
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, special_tokens=[PAD, START, END], show_progress=False)
-    bpe.train_from_iterator([*texts, *["system user assistant"] * 1000], trainer)
+    bpe.train_from_iterator([*texts, *["system", "user", "assistant"] * 1000], trainer)  # the template's own words: one token each
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token=PAD, eos_token=END, extra_special_tokens=[START], model_max_length=512)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -136,26 +138,26 @@ def build_sft_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 def train_sft(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, conversations: list[list[dict]], config: Config, batch_size: int = 16) -> None:
     """One epoch of next-token prediction, on the tokens of the responses and the <|im_end|> behind them."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    texts = [tokenizer.apply_chat_template(turns, tokenize=False) for turns in conversations]
-    before = [text.rindex(f"{START}assistant\n") + len(f"{START}assistant\n") for text in texts]  # characters before the response
-    ids = tokenizer([text[:at] for text, at in zip(texts, before)])["input_ids"], tokenizer([text[at:-1] for text, at in zip(texts, before)])["input_ids"]
-    rows = [(question, response) for question, response in zip(*ids)]
-    # Batches of like length, in random order: sorted within each 32 batches.
-    chunk = 32 * batch_size
-    order = [i for at in range(0, len(rows), chunk) for i in sorted(range(at, min(at + chunk, len(rows))), key=lambda i: len(rows[i][0]) + len(rows[i][1]))]
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False).removesuffix("\n") for messages in conversations]
+    begins = [text.rindex(f"{START}assistant\n") + len(f"{START}assistant\n") for text in texts]  # where the response begins
+    prompts = tokenizer([text[:begin] for text, begin in zip(texts, begins)])["input_ids"]
+    rows = [ids + more for ids, more in zip(prompts, tokenizer([text[begin:] for text, begin in zip(texts, begins)])["input_ids"])]
+    # Batches of like length (sorted within each 32 batches) in random order: little padding.
+    chunks = [range(at, min(at + 32 * batch_size, len(rows))) for at in range(0, len(rows), 32 * batch_size)]
+    order = [i for chunk in chunks for i in sorted(chunk, key=lambda i: len(rows[i]))]
     batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
     random.Random(config.seed).shuffle(batches)
-    say(f"SFT model: {model.num_parameters():,} parameters, vocabulary {len(tokenizer):,}, {len(rows):,} conversations of {sum(len(q) + len(r) for q, r in rows) / len(rows):.0f} tokens, {len(batches)} steps")
+    say(f"SFT model: {model.num_parameters():,} parameters, vocabulary {len(tokenizer):,}; {len(rows):,} conversations of {sum(map(len, rows)) / len(rows):.0f} tokens, {len(batches)} steps")
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.sft_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     bar, warmup = tqdm(batches, desc="SFT", unit="step"), warmup_steps(len(batches), 0.05)
     for step, batch in enumerate(bar, 1):
-        length = max(len(rows[i][0]) + len(rows[i][1]) for i in batch)
+        length = max(len(rows[i]) for i in batch)
         # Padding stands on the right, where a causal model does not see it: no attention mask.
-        tokens = torch.tensor([rows[i][0] + rows[i][1] + [tokenizer.pad_token_id] * (length - len(rows[i][0]) - len(rows[i][1])) for i in batch], device=device)
-        learned = torch.tensor([[len(rows[i][0]) <= at < len(rows[i][0]) + len(rows[i][1]) for at in range(1, length)] for i in batch], device=device)
+        tokens = torch.tensor([rows[i] + [tokenizer.pad_token_id] * (length - len(rows[i])) for i in batch], device=device)  # (B, T)
+        learned = torch.tensor([[len(prompts[i]) <= at < len(rows[i]) for at in range(1, length)] for i in batch], device=device)  # (B, T-1)
         hidden = model.model(tokens, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, D)
         loss = F.cross_entropy(model.lm_head(hidden[learned]), tokens[:, 1:][learned])
         loss.backward()
