@@ -80,7 +80,11 @@ TRAINING = {
     "mixed, checkpointing, padded": Variant(checkpointing=True, layout="padded"),
 }
 SECTIONS = ["rate", "mixed", "mixed, checkpointing", "profile", "labelling", *list(TRAINING)[2:]]  # what matters most comes first
-LIMITS = {"rate": 60, "labelling": 120}  # seconds; 90 elsewhere, 200 where something is compiled
+
+
+def limit_of(section: str, tiny: bool) -> int:
+    """Seconds that a section may take. On a GPU most need 20 to 30; what is compiled takes a minute or two more."""
+    return 300 if tiny else 200 if "compiled" in section else 120 if section == "labelling" else 90
 
 
 @dataclass(frozen=True)
@@ -123,16 +127,20 @@ def main() -> int:
         raise BadInput("gpu.py: no CUDA GPU here: add --tiny to try the code on a CPU")
     if cfg.json:
         records.check_writable(cfg.json)
+    fits: dict = {}  # (precision, checkpointing) -> tokens a pass that were not too many
     deadline, found = time.monotonic() + 60 * cfg.minutes, {"machine": {}, "config": vars(cfg), "sections": {}}
     for section in cfg.sections:
         began = time.monotonic()
         print(f"[{section}]", file=sys.stderr, flush=True)
         if cfg.separate:
-            result, facts = run_apart(cfg, section, deadline)
+            kind = (TRAINING[section].precision, TRAINING[section].checkpointing) if section in TRAINING else section
+            result, facts = run_apart(cfg, section, deadline, fits.get(kind, cfg.tokens_per_pass))
+            fits[kind] = result.get("tokens_per_pass", cfg.tokens_per_pass)
             found["machine"] |= facts
         else:
             found["machine"] = machine()
             result = run_section(cfg, section)
+        result = json.loads(json.dumps(result), parse_constant=lambda word: None)  # a NaN is no JSON
         found["sections"][section] = result | {"section_s": time.monotonic() - began}
         if cfg.json:
             records.write_json(cfg.json, found)
@@ -141,11 +149,10 @@ def main() -> int:
     return 0
 
 
-def run_apart(cfg: Config, section: str, deadline: float) -> tuple[dict, dict]:
+def run_apart(cfg: Config, section: str, deadline: float, tokens: int) -> tuple[dict, dict]:
     """The section's result and the machine's facts, from a process of its own; again with half the tokens where memory runs out."""
-    variant, tokens = TRAINING.get(section), cfg.tokens_per_pass
     while True:
-        limit = min(200 if variant and variant.compiled else LIMITS.get(section, 90), deadline - time.monotonic())
+        limit = min(limit_of(section, cfg.tiny), deadline - time.monotonic())
         if limit < 5:
             return {"error": f"left out: {cfg.minutes:g} minutes are over"}, {}
         with tempfile.TemporaryDirectory() as folder:
@@ -164,7 +171,7 @@ def run_apart(cfg: Config, section: str, deadline: float) -> tuple[dict, dict]:
                     os.killpg(child.pid, signal.SIGKILL)  # with the compiler's own processes
                     child.wait()
         result = found["sections"][section]
-        if result.get("error") != OUT_OF_MEMORY or tokens < 2048 or section == "labelling":
+        if result.get("error") != OUT_OF_MEMORY or tokens < 8192 or section == "labelling":
             return result, found["machine"]
         tokens //= 2
 
@@ -392,7 +399,7 @@ def profile(cfg: Config, size: Size, process: Process) -> dict:
             torch.cuda.set_sync_debug_mode("warn")
             step(2)
             torch.cuda.set_sync_debug_mode("default")
-        waits.update(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message))
+        waits.update(f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message))
         synchronize(process.device)
     kind = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
     began = time.perf_counter()
@@ -401,6 +408,7 @@ def profile(cfg: Config, size: Size, process: Process) -> dict:
         synchronize(process.device)
         wall = time.perf_counter() - began
     events = [event for event in prof.key_averages() if not getattr(event, "is_user_annotation", False)]
+    events = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA] if cuda else events  # not the calls that launch them
     took = {event: event.self_device_time_total if cuda else event.self_cpu_time_total for event in events}  # microseconds
     total = sum(took.values())
     top = sorted(events, key=lambda event: -took[event])[:10]

@@ -51,7 +51,7 @@ def measure(cfg: Config, rate: float, precision: str) -> dict:
     """Train once, evaluate on test; last loss and lost updates are means over the last and over all steps."""
     with tempfile.TemporaryDirectory() as folder:
         run("train.py", "--dataset", cfg.dataset, "--output-dir", f"{folder}/rm", "--lr", rate, "--epochs", cfg.epochs, "--batch-size", 32, "--precision", precision, "--seed", cfg.seed)
-        run("evaluate.py", "quality", "--dataset", cfg.dataset, "--model-name", f"{folder}/rm", "--json", f"{folder}/quality.json", "--num-samples", 0)
+        run("evaluate.py", "quality", "--dataset", cfg.dataset, "--model-name", f"{folder}/rm", "--json", f"{folder}/quality.json")
         run("evaluate.py", "match", "--dataset", cfg.dataset, "--model-name", f"{folder}/rm", "--json", f"{folder}/match.json")
         steps = [line for line in map(json.loads, Path(folder, "rm", "metrics.jsonl").read_text().splitlines()) if "loss" in line]
         quality, match = (records.read_json(f"{folder}/{name}.json") for name in ("quality", "match"))

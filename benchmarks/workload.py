@@ -97,7 +97,8 @@ def make_groups(count: int, responses: int, vocabulary: int, seed: int, scale: f
     if data_folder() is not None and scale == 1:
         prompts, answers, tokenizer, _ = texts(count, responses, seed)
         rows = iter(encode([render(talk, tokenizer) for row in conversations(prompts, answers) for talk in row], tokenizer))
-        return [Group([next(rows) for _ in row]) for row in answers]
+        fold = lambda row: [1 + i % (vocabulary - 1) for i in row]  # noqa: E731 0 is the pad token
+        return [Group([fold(next(rows)) for _ in row]) for row in answers]
     rng, groups = np.random.default_rng([seed, 2]), []
     for prefix, own in zip(*sample_lengths(count, responses, seed)):
         shared = rng.integers(1, vocabulary, size=max(1, int(prefix * scale))).tolist()

@@ -42,15 +42,15 @@ CHAT_TEMPLATE = """{%- for message in messages %}{{- '<|im_start|>' + message.ro
 class Config:
     dataset: str = opt("toy", "name of the dataset: where everything lies")
     seed: int = opt(0, "seed of the text, the weights and the sampling")
-    train_prompts: int = opt(3000, "prompts whose sampled responses train the proxy", at_least=1)
+    train_prompts: int = opt(4000, "prompts whose sampled responses train the proxy", at_least=1)
     test_prompts: int = opt(500, "prompts held out for evaluation", at_least=1)
     sft_conversations: int = opt(14000, "conversations the SFT model learns from", at_least=64)
     sft_lr: float = opt(3e-3, "peak learning rate of the SFT model", above=0)
-    twin_pairs: int = opt(2000, "gold: pairs of a right answer and a wrong one that are alike in all else", at_least=1)
-    noisy_pairs: int = opt(2500, "gold: pairs of two noisy answers", at_least=1)
-    sampled_prompts: int = opt(1000, "gold: prompts with four responses of the SFT model each, paired in a ring", at_least=1)
+    twin_pairs: int = opt(3500, "gold: pairs of a right answer and a wrong one that are alike in all else", at_least=1)
+    noisy_pairs: int = opt(3800, "gold: pairs of two noisy answers", at_least=1)
+    sampled_prompts: int = opt(1200, "gold: prompts with four responses of the SFT model each, paired in a ring", at_least=1)
     gold_lr: float = opt(1.5e-3, "peak learning rate of gold", above=0)
-    gold_epochs: int = opt(3, "passes of gold over its pairs", at_least=1)
+    gold_epochs: int = opt(2, "passes of gold over its pairs", at_least=1)
 
 
 def main() -> None:
@@ -193,7 +193,7 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: st
 
 
 def rule_pairs(sampled: list[Task], config: Config, paths: dict[str, str], rng: random.Random, held_out: set[str]) -> list[dict]:
-    """Pairs of three kinds, chosen by the rule; where it puts the two less than 1 point apart there is no pair."""
+    """Pairs of three kinds, chosen by the rule; where it puts the two less than 1.5 points apart there is no pair."""
     candidates = [(task, *twins(task, rng, noise=rng.random())) for task in draw_tasks(config.twin_pairs, rng, held_out)]
     candidates += [(task, *(noisy_answer(task, rng, noise=rng.random()) for _ in "ab")) for task in draw_tasks(config.noisy_pairs, rng, held_out)]
     for task, responses in zip(sampled, sample(sampled, config, paths)):
@@ -202,9 +202,9 @@ def rule_pairs(sampled: list[Task], config: Config, paths: dict[str, str], rng: 
     pairs = []
     for task, *answers in candidates:
         (low, rejected), (high, chosen) = sorted((rule(task, answer), answer) for answer in answers)
-        if high - low >= 1:
+        if high - low >= 1.5:
             pairs.append({"chosen": answered(task, chosen), "rejected": answered(task, rejected), "chosen_reward": high, "rejected_reward": low})
-    say(f"kept {len(pairs):,} of {len(candidates):,} pairs for gold; dropped {len(candidates) - len(pairs):,}: less than 1 point apart by the rule")
+    say(f"kept {len(pairs):,} of {len(candidates):,} pairs for gold; dropped {len(candidates) - len(pairs):,}: less than 1.5 points apart by the rule")
     return pairs
 
 

@@ -60,7 +60,7 @@ def parse(config_class, description: str, argv: list[str] | None = None, prog: s
     parser = _Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for field in fields:
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-        shown = "none" if default in ("", None, []) else " ".join(default) if isinstance(default, list) else default
+        shown = "none" if default in ("", None, []) else " ".join(map(str, default)) if isinstance(default, list) else default
         settings: dict = dict(default=default, help=f"{field.metadata['help']} (default: {shown})".replace("%", "%%"), dest=field.name)
         kind = types[field.name]
         if kind is bool:
