@@ -252,6 +252,7 @@ def start_vllm(config: Config, prompts, ids, room, tokenizer) -> Callable:
             tensor_parallel_size=config.tensor_parallel_size,
             gpu_memory_utilization=config.gpu_memory_utilization or (0.2 if on_cpu else 0.9),
             enforce_eager=config.enforce_eager,
+            **({"enable_chunked_prefill": False} if on_cpu else {}),  # vLLM 0.32 on a CPU fails on a seeded prompt prefilled in parts
         )
     except Exception as error:  # many kinds, with the cause in its own log above
         raise BadInput(f"{config.model_name}: vLLM could not start ({one_line(error)}): see its log above, or use --backend transformers")

@@ -7,6 +7,7 @@ tokens, without padding: [prompt][response 1][response 2][prompt][response 1]...
     T unique tokens of a pass, N = sum of K conversations, L tokens of the longest conversation in a block
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,6 +99,7 @@ def pad(groups: list[Group]) -> Batch:
 LAYOUTS = {"packed": pack, "padded": pad}
 
 
+@functools.lru_cache(maxsize=2)
 def epoch_order(pairs: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The steps of an epoch: every pair once, shuffled by (seed, epoch) alone; the last step may be smaller."""
     order = np.random.default_rng([seed, epoch]).permutation(pairs)

@@ -23,8 +23,18 @@ def test_words_give_back_the_same_pairs_to_any_tokenizer():
         assert tokenizer.apply_chat_template(row["chosen"], tokenize=True)["input_ids"] == ids[0]  # TRL's way
 
 
+def test_padding_counts_what_a_padded_pass_computes():
+    """16 short pairs (2 + 3 tokens) and one of 30 + 4, in passes of 16: as they come 2 * 16 * 30 + 2 * 3, longest first 2 * 16 * 30
+    + 2 * 3 too; with the long pair alone at the end 2 * 16 * 3 + 2 * 30. Unique tokens: 16 * 4 (one is shared) + 33."""
+    short, long = Group([[7, 1], [7, 2, 3]]), Group([[7, *range(1, 30)], [7, 50, 51, 52]])
+    unique = 16 * 4 + 33
+    assert vs_trl.padded([long] + [short] * 16, grouped=False) == (2 * 16 * 30 + 2 * 3) / unique
+    assert vs_trl.padded([short] * 16 + [long], grouped=False) == (2 * 16 * 3 + 2 * 30) / unique
+    assert vs_trl.padded([short] * 16 + [long], grouped=True) == (2 * 16 * 30 + 2 * 3) / unique
+
+
 def test_steps_have_the_pairs_that_they_should():
-    """2 timed steps and a first one: 192 pairs, all different; the first 64 are shorter than the others on average."""
+    """2 timed steps and a first one: 192 pairs, all different; of the first 64, each is shorter than the others on average."""
     rows, groups, tokenizer, _ = vs_trl.speed_rows(2, seed=0)
     assert len(rows) == len(groups) == 192
     assert len({str(row) for row in rows}) > 180  # a few real prompts have the same two answers
