@@ -171,7 +171,7 @@ def noisy_answer(task: Task, rng: random.Random, noise: float) -> str:
 
     if happens(0.08):
         return rng.choice(REFUSALS)
-    answer = _say(task, spoil(task, rng) if happens(0.4) else task.wanted, rng.choice(task.forms))
+    answer = _say(task, spoil(task, rng) if happens(0.35) else task.wanted, rng.choice(task.forms))
     return _style(answer, rng, happens)
 
 

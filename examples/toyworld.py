@@ -44,7 +44,7 @@ class Config:
     seed: int = opt(0, "seed of the text, the weights and the sampling")
     train_prompts: int = opt(4000, "prompts whose sampled responses train the proxy", at_least=1)
     test_prompts: int = opt(500, "prompts held out for evaluation", at_least=1)
-    sft_conversations: int = opt(14000, "conversations the SFT model learns from", at_least=64)
+    sft_conversations: int = opt(18000, "conversations the SFT model learns from", at_least=64)
     sft_lr: float = opt(3e-3, "peak learning rate of the SFT model", above=0)
     twin_pairs: int = opt(3500, "gold: pairs of a right answer and a wrong one that are alike in all else", at_least=1)
     noisy_pairs: int = opt(3800, "gold: pairs of two noisy answers", at_least=1)
