@@ -51,6 +51,7 @@ def main() -> int:
     facts = records.run_facts(cfg, inputs)
     settings = {name: facts["config"][name] for name in ("model_name", "num_responses", "batch_size", "tokens_per_pass", "max_length", "dtype")}
     journal = Journal(cfg.target_path, settings | {role: file["sha256"] for role, file in facts["inputs"].items()}, process.rank)
+    process.barrier()  # every process has read the same journal before one adds to it: all plan the same passes
     if journal.done:
         process.print(f"{cfg.target_path}: {len(journal.done):,} of {len(prompts):,} prompts were labelled before; going on from there")
 

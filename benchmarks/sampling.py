@@ -73,8 +73,7 @@ def measure(cfg: Config, vllm, folder: str) -> int:
     def one_engine(**settings):
         """Started by sample.py's first run, handed to each later one; counts the tokens that it makes."""
         if not made:
-            whole = {"enable_chunked_prefill": False} if vllm.platforms.current_platform.is_cpu() else {}  # a prompt computed in parts and a seed crash vLLM 0.32 on a CPU
-            made.append(real(**whole | settings))
+            made.append(real(**settings))
             chat = made[0].chat
 
             def counting(*words, **more):

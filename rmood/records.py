@@ -248,7 +248,6 @@ class Journal:
     """
 
     def __init__(self, target: str, work: dict, rank: int = 0):
-        self.pattern = f"{target}.journal-*"
         self.done: dict[int, object] = {}
         for path in sorted(glob.glob(glob.escape(target) + ".journal-*")):
             lines = Path(path).read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
@@ -261,8 +260,10 @@ class Journal:
         whole = path.read_bytes() if path.exists() else b""
         if whole.count(b"\n") < 2:  # nothing was finished: whatever work it was begun for, it may serve this one
             whole = b""
-        self.file = open(path, "wb")
-        self.file.write(whole[: whole.rfind(b"\n") + 1] or json.dumps(work).encode() + b"\n")
+        self.file = open(path, "ab")  # never rewritten: a kill here must not cost what was finished
+        self.file.truncate(whole.rfind(b"\n") + 1)
+        if not whole:
+            self.file.write(json.dumps(work).encode() + b"\n")
         self._sync()
 
     def add(self, entries: dict[int, object]) -> None:

@@ -40,16 +40,16 @@ def score_groups(
     training, fresh = model.training, {}
     model.eval()
     bar = tqdm(total=sum(map(len, passes)), desc=desc, unit="prompt", disable=not process.is_main, delay=1, leave=False)
-    for start_ in range(0, len(passes), process.world_size):
-        turn = passes[start_ : start_ + process.world_size]
+    for first in range(0, len(passes), process.world_size):
+        turn = passes[first : first + process.world_size]
         mine = turn[min(process.rank, len(turn) - 1)]
-        batch_groups = [groups[i] for i in mine]
-        rewards = iter(model(pack(batch_groups).to(process.device))[0].tolist())
+        rewards = iter(model(pack([groups[i] for i in mine]).to(process.device))[0].tolist())
         if process.rank < len(turn):
             fresh |= {i: [next(rewards) for _ in groups[i].rows] for i in mine}
-        if len(fresh) and (start_ // process.world_size + 1) % passes_per_keep == 0:
+        if (first // process.world_size + 1) % passes_per_keep == 0:
             keep(fresh)
-            found, fresh = found | fresh, {}
+            found.update(fresh)
+            fresh = {}
         bar.update(sum(map(len, turn)))
     keep(fresh)
     found |= fresh

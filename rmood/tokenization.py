@@ -75,7 +75,7 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[in
 
 def encode_rendered(conversations: list[list[dict]], tokenizer) -> list[list[int]]:
     """Token ids of whole conversations as rendered. Those of a large set are kept in <RMOOD_HOME>/cache under the hash of
-    texts, template and vocabulary, so that the next run reads them: 20,000 pairs in a second instead of ten."""
+    texts, template and vocabulary, so that the next run reads them: 3,816 pairs in half a second instead of five."""
     if len(conversations) < CACHED_FROM:
         return encode([render(messages, tokenizer) for messages in conversations], tokenizer)
     parts = (json.dumps(conversations), tokenizer.chat_template, tokenizer.backend_tokenizer.to_str())
