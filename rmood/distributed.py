@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Process:
     rank: int
     world_size: int
     device: torch.device
+    store: dist.Store
 
     @property
     def is_main(self) -> bool:
@@ -40,6 +42,10 @@ class Process:
         self.sum(torch.zeros(1, device=self.device))
 
     def finish(self) -> None:
+        """Leave together: gloo aborts a process that still writes to one that closed its sockets."""
+        if self.store.add("finished", 1) == self.world_size:
+            self.store.set("all finished", "yes")
+        self.store.wait(["all finished"])
         dist.destroy_process_group()
 
 
@@ -54,8 +60,8 @@ def start(device: str = "auto", timeout_minutes: int = 60) -> Process:
     here = torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device("cpu")
     if here.type == "cuda":
         torch.cuda.set_device(here)
+    store = dist.HashStore() if world_size == 1 else next(rendezvous("env://"))[0]
     if not dist.is_initialized():
-        alone = dict(store=dist.HashStore()) if world_size == 1 else {}
         backend = "cuda:nccl,cpu:gloo" if here.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes), **alone)
-    return Process(rank, world_size, here)
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes), store=store)
+    return Process(rank, world_size, here, store)

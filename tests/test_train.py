@@ -33,7 +33,7 @@ def train_here(monkeypatch, model: str, pairs: str, output, *flags: str) -> list
 def torchrun(world_size: int, model: str, pairs: str, output, *flags: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size), "train.py"]
     command += ["--model-name", model, "--data-path", pairs, "--output-dir", str(output), *SETTINGS, *flags]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}, timeout=600)
 
 
 def lines(output) -> list[dict]:
@@ -97,7 +97,8 @@ def test_two_processes_learn_what_one_learns(toy_model_folder, pairs_path, tmp_p
 def test_more_processes_than_pairs_do_not_hang(toy_model_folder, tmp_path):
     records.write_jsonl(str(tmp_path / "one.jsonl"), make_pairs(1))
     result = torchrun(2, toy_model_folder, str(tmp_path / "one.jsonl"), tmp_path / "rm")
-    assert result.returncode == 0 and len(losses(lines(tmp_path / "rm"))) == 2
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert len(losses(lines(tmp_path / "rm"))) == 2
 
 
 def test_training_goes_on_from_a_reward_model(toy_model_folder, pairs_path, tmp_path, monkeypatch):
