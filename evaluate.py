@@ -6,6 +6,8 @@
     python evaluate.py match --model-name models/toy-rm --dataset toy      does the proxy rank test pairs as gold does?
     python evaluate.py quality --dataset toy --num-samples 500             did it learn its own training pairs?
     python evaluate.py diagnose --dataset toy --models rm                  one or several against gold: what is wrong, and why?
+    python evaluate.py report --dataset toy                                the same under the name of what it writes
+    python evaluate.py bon --rewards-path rm_of_16.json                    best of n by the proxy, in gold's eyes
     python evaluate.py validate --dataset toy                              are the training pairs what gold says?
     python evaluate.py inspect --dataset toy --num-samples 3               what does the model read, and which token is scored?
 
@@ -14,6 +16,7 @@ Exit status: 0 done; 1 a check failed (a check of validate or inspect, or --min-
 Verdicts are findings, not failures: match and diagnose end with 0 once they have measured.
 """
 
+import functools
 import json
 import os
 import random
@@ -30,13 +33,13 @@ from rmood.records import BadInput, Pair
 
 @dataclass(frozen=True)
 class Common:
-    dataset: str = opt("alpacafarm", "names every default path at once")
+    dataset: str = opt("alpacafarm", "names every default path at once", group="files and models")
     json: str = opt("", "write the same numbers to this file")
 
 
 @dataclass(frozen=True)
 class Scoring(Common):
-    max_length: int = opt(2048, "tokens of a conversation; a longer response loses its end, never the template's closing tokens", at_least=8)
+    max_length: int = opt(2048, "tokens of a conversation; a longer response loses its end, never the template's closing tokens", group="scoring", at_least=8)
     tokens_per_pass: int = opt(16384, "tokens in one forward pass, at most; lower it when memory runs out", at_least=16)
     dtype: str = opt("auto", "of the backbone; the head is float32 always; auto: bf16 on CUDA, float32 on a CPU", choices=["auto", "bf16", "float32"])
     chat_template: str = opt("", "Jinja file, for a tokenizer that has no chat template of its own")
@@ -45,7 +48,7 @@ class Scoring(Common):
 
 @dataclass(frozen=True)
 class PairFiles(Common):
-    split: str = opt("train", "which default paths", choices=["train", "test"])
+    split: str = opt("train", "which default paths", group="files and models", choices=["train", "test"])
     data_path: str = opt("{pairs}", "pairs, from preprocess.py")
     rewards_path: str = opt("{rewards}", "gold rewards, from label.py")
     responses_path: str = opt("{responses}", "responses, from sample.py")
@@ -54,7 +57,7 @@ class PairFiles(Common):
 
 @dataclass(frozen=True)
 class AgainstGold(Scoring):
-    split: str = opt("test", "which default paths", choices=["train", "test"])
+    split: str = opt("test", "which default paths", group="files and models", choices=["train", "test"])
     gold_path: str = opt("{rewards}", "gold rewards, from label.py")
     prompts_path: str = opt("{prompts}", "prompts; a gold file that holds its own texts needs none")
     responses_path: str = opt("{responses}", "responses, from sample.py; as above")
@@ -62,9 +65,9 @@ class AgainstGold(Scoring):
 
 @dataclass(frozen=True)
 class Match(AgainstGold):
-    model_name: str = opt("{proxy}", "the proxy: a folder, a name under models/, or a hub name")
+    model_name: str = opt("{proxy}", "the proxy: a folder, a name under models/, or a hub name", group="files and models")
     rewards_path: str = opt("", "its finished rewards, instead of --model-name: nothing is scored")
-    min_match: float = opt(0.0, "exit with 1 where match is below this", at_least=0, at_most=1)
+    min_match: float = opt(0.0, "exit with 1 where match is below this", group="exit status", at_least=0, at_most=1)
 
 
 def match(cfg: Match) -> int:
@@ -91,19 +94,19 @@ def match(cfg: Match) -> int:
         *([f"rewards, {what}", f"{n[f'proxy_{what}']:.2f}", f"{n[f'gold_{what}']:.2f}"] for what in ("mean", "min", "max")),
     ])  # fmt: skip
     say()
-    table([["gold margin", "pairs", "match"], *([f"{row['gold_margin_from']:.2f} to {row['gold_margin_to']:.2f}", f"{row['pairs']:,}", f"{row['match']:.3f}"] for row in n["by_gold_margin"])])
-    say_verdicts(run)
-    save_json(cfg, {"name": run["name"], "gold": cfg.gold_path} | n | {"verdicts": run["verdicts"]})
+    table([["gold margin", "pairs", "match"], *([f"{row['from']:.2f} to {row['to']:.2f}", f"{row['pairs']:,}", f"{row['match']:.3f}"] for row in n["by_gold_margin"])])
+    say_findings(run)
+    save_json(cfg, {"name": run["name"], "gold": cfg.gold_path} | n | {"findings": run["findings"]})
     return reached("match", n["match"], "--min-match", cfg.min_match)
 
 
 @dataclass(frozen=True)
 class Quality(Scoring):
-    model_name: str = opt("{proxy}", "the proxy: a folder, a name under models/, or a hub name")
+    model_name: str = opt("{proxy}", "the proxy: a folder, a name under models/, or a hub name", group="files and models")
     data_path: str = opt("{pairs}", "its training pairs, from preprocess.py")
-    num_samples: int = opt(500, "pairs to score, drawn without replacement; 0: all", at_least=0)
+    num_samples: int = opt(500, "pairs to score, drawn without replacement; 0: all", group="sample", at_least=0)
     seed: int = opt(0, "of the draw", at_least=0)
-    min_accuracy: float = opt(0.0, "exit with 1 where the accuracy is below this", at_least=0, at_most=1)
+    min_accuracy: float = opt(0.0, "exit with 1 where the accuracy is below this", group="exit status", at_least=0, at_most=1)
 
 
 GRADES = ((0.95, "good: above 95%"), (0.9, "good, though below the 95% of a finished training"), (0.8, "short of the 90% to expect: more epochs or a higher rate"), (0.7, "under 80%: the model is not learning"), (0.0, "under 70%: training failed"))  # fmt: skip
@@ -130,10 +133,10 @@ def quality(cfg: Quality) -> int:
         ["rewards, mean", f"{n['proxy_mean']:.3f}", f"std {n['proxy_std']:.3f}, {n['proxy_min']:.3f} to {n['proxy_max']:.3f}"],
         ["spread of margins / gold's", ratio(n["margin_std_ratio"]), "healthy: 0.5 to 2"],
     ])  # fmt: skip
-    run = {"name": Path(name).name, "verdicts": diagnostics.verdicts(n)}
+    run = {"name": Path(name).name, "findings": diagnostics.findings(n)}
     say(f"\ntraining accuracy {n['train_accuracy']:.1%}: {grade}")
-    say_verdicts(run)
-    save_json(cfg, {"name": name, "data": cfg.data_path} | n | {"grade": grade, "verdicts": run["verdicts"]})
+    say_findings(run)
+    save_json(cfg, {"name": name, "data": cfg.data_path} | n | {"grade": grade, "findings": run["findings"]})
     return reached("accuracy", n["train_accuracy"], "--min-accuracy", cfg.min_accuracy)
 
 
@@ -142,39 +145,129 @@ class Diagnose(AgainstGold):
     models: list[str] = opt([], "models to score: folders, hub names, or names under models/ (rm: <dataset>-rm); none given: the dataset's proxy")
     rewards_path: list[str] = opt([], "finished rewards files to compare, instead of models or beside them")
     report: str = opt("{report}", "HTML report to write")
+    probes: bool = opt(True, "score some data again in other ways, to name causes: some minutes for a large model", group="probes")
+    num_samples: int = opt(200, "training pairs for the probes", at_least=20)
+    seed: int = opt(0, "of their draw", at_least=0)
 
 
 def diagnose(cfg: Diagnose) -> int:
-    """What is wrong with one or several proxies, and why? One row each against gold, verdicts, and an HTML report.
+    """What is wrong with one or several proxies, and why? One row each against gold, findings, and an HTML report.
 
-    Exit status: 0 measured, whatever the verdicts; 2 bad input."""
+    Probes score some of the data in other ways: as plain text, cut short, at other tokens, alone and padded; for finished rewards
+    with the model that their run file names. Exit status: 0 measured, whatever the findings; 2 bad input."""
     records.check_writable(cfg.report)
     runs, gold, texts = against_gold(cfg, cfg.models or ([] if cfg.rewards_path else [layout(cfg.dataset)["proxy"]]), cfg.rewards_path)
-    rows = [["", "match", "95%", "ties half", "rank corr.", "spread / gold's", "rewards", "training", "verdict"]]
+    rows = [["", "match", "95%", "ties half", "rank corr.", "spread / gold's", "rewards", "training", "finding"]]
     for run in runs:
+        if cfg.probes and texts:
+            run["numbers"] |= probe(cfg, run, texts, gold)
+            run["findings"] = diagnostics.findings(run["numbers"])
+            run["tokens"] = colours(cfg, run, texts, gold) if run["is_model"] else {}
         n = run["numbers"]
         training = f"{n['train_loss']:.3f} / {n['train_accuracy']:.1%}" if {"train_loss", "train_accuracy"} <= n.keys() else "-"
         rows.append([
             run["name"], f"{n['match']:.4f}", f"{n['match_low']:.3f} to {n['match_high']:.3f}", f"{n['match_ties_half']:.4f}", f"{n['rank_correlation']:.2f}",
-            ratio(n["margin_std_ratio"]), f"{n['proxy_min']:.1f} to {n['proxy_max']:.1f}", training, ", ".join(v["id"] for v in run["verdicts"]) or "no finding",
+            ratio(n["margin_std_ratio"]), f"{n['proxy_min']:.1f} to {n['proxy_max']:.1f}", training, ", ".join(f["id"] for f in run["findings"]) or "no finding",
         ])  # fmt: skip
     n = runs[0]["numbers"]
     facts = f"{n['compared']:,} of {n['pairs']:,} pairs compared ({n['gold_ties']:,} gold ties); gold's rewards {n['gold_min']:.1f} to {n['gold_max']:.1f}, std {n['gold_std']:.2f}"
     say(f"{cfg.gold_path}\n{facts}\n")
     table(rows)
     for run in runs:
-        say_verdicts(run)
+        say_findings(run)
     if is_main():
         report.write(cfg.report, f"{cfg.dataset}: " + ", ".join(run["name"] for run in runs), [f"Gold: {cfg.gold_path}", facts], runs, gold, texts)
     say(f"\n{cfg.report}: written")
-    save_json(cfg, {"gold": cfg.gold_path, "models": [{"name": run["name"]} | run["numbers"] | {"verdicts": run["verdicts"]} for run in runs]})
+    found = [{"model": run["name"]} | finding for run in runs for finding in run["findings"]]
+    save_json(cfg, {"gold": cfg.gold_path, "findings": found, "models": [{"name": run["name"]} | run["numbers"] | {"findings": run["findings"]} for run in runs]})
+    return 0
+
+
+def probe(cfg: Diagnose, run: dict, texts: tuple, gold: np.ndarray) -> dict:
+    """What the training pairs, the model's folder and a second look at the model add to the numbers of one run."""
+    made_by = run["path"] if run["is_model"] else (records.read_run_file(run["path"]) or {}).get("config", {}).get("model_name", "")
+    if not Path(made_by, "config.json").is_file():
+        return {}  # finished rewards of an unknown model
+    from rmood import probes
+    from rmood.tokenization import template_sha256
+
+    scorer, conversations = make_scorer(cfg, made_by), as_conversations(*texts)
+    trained = records.read_json(f"{made_by}/run.json") if Path(made_by, "run.json").exists() else {"config": {}}
+    start, data = trained["config"].get("model_name", ""), trained["config"].get("data_path", "")
+    n = probes.config_numbers(made_by, scorer, conversations[0][0]) | diagnostics.training_summary(read_metrics(made_by))
+    n |= {"company_gap": probes.company_gap(scorer, [c for row in conversations[:8] for c in row])}
+    if not run["is_model"]:
+        n |= probes.explain_rewards(scorer, conversations, run["rewards"], made_by)
+    templates = {"training": trained.get("template_sha256"), "scoring": template_sha256(scorer.tokenizer)}
+    if Path(data).is_file():
+        pairs = records.read_pairs(data)
+        files = layout(trained["config"].get("dataset", cfg.dataset)) | {role: file["path"] for role, file in (records.read_run_file(data) or {}).get("inputs", {}).items()}
+        responses, rewards = (read(files[role]) if Path(files.get(role, "")).is_file() else None for role, read in (("responses", records.read_responses), ("rewards", records.read_rewards)))
+        n |= diagnostics.label_noise(pairs, None, responses, rewards)
+        prompts = {pair.prompt_key for pair in pairs}
+        n |= {"duplicate_share": float(np.mean([Pair(row[0], row[1]).prompt_key in prompts for row in conversations]))}
+        n |= {"dropped_share": max(0.0, 1 - (trained["pairs"] + trained["held_out_pairs"]) / len(pairs)), "max_length": trained["config"]["max_length"]}
+        drawn = sample(pairs, cfg.num_samples, cfg.seed)
+        n |= probes.training_reading(scorer, drawn)
+        sampled = records.read_run_file(files.get("responses", "")) or {"config": {}}
+        if sampled["config"].get("model_name") == start:
+            templates["sampling"] = sampled.get("template_sha256")
+        if Path(start, "config.json").is_file():
+            n |= probes.moved_weights(made_by, start) | probes.linear_probe(scorer, start, drawn, conversations, gold)
+    known = {stage: sha for stage, sha in templates.items() if sha}
+    words = ", ".join(f"{stage} {sha[:8]}" for stage, sha in known.items())
+    return n | {"template_differs": float(len(set(known.values())) > 1), "template_words": f"the chat templates differ: {words} (first digits of their hashes)"}
+
+
+def colours(cfg: Diagnose, run: dict, texts: tuple, gold: np.ndarray) -> dict:
+    """The head's reward at each token of the most wrong pairs, for the report."""
+    from rmood import probes
+
+    wrong = {(row, side) for row, *sides in diagnostics.most_wrong(run["rewards"], gold) for side in sides}
+    return {(row, side): probes.coloured_response(make_scorer(cfg, run["path"]), [*texts[0][row], {"role": "assistant", "content": texts[1][row][side]}]) for row, side in wrong}
+
+
+@dataclass(frozen=True)
+class BestOfN(Common):
+    split: str = opt("test", "which default paths", choices=["train", "test"])
+    rewards_path: list[str] = opt([], "the proxies' rewards of N responses a prompt, from label.py")
+    gold_path: str = opt("{rewards}", "gold rewards of the same responses")
+    report: str = opt("{home}/reports/best-of-n.html", "HTML page with the curves")
+
+
+def bon(cfg: BestOfN) -> int:
+    """What is the proxy's pick of n responses worth to gold, and does picking harder go wrong?
+
+    Sample N responses a prompt (sample.py --num-responses N), label them with gold and with the proxy, and compare: the
+    over-optimisation curve of Gao et al. 2022. Exit status: 0 measured, 2 bad input."""
+    if not cfg.rewards_path:
+        raise BadInput("evaluate.py bon: no rewards given: pass --rewards-path, a file of label.py for each proxy")
+    records.check_writable(cfg.report)
+    gold, curves = records.read_rewards(cfg.gold_path), {}
+    if len(gold[0]) < 2:
+        raise BadInput(f"{cfg.gold_path}: one reward a prompt leaves nothing to choose: sample and label two responses or more")
+    for path in cfg.rewards_path:
+        rewards = records.read_rewards(path)
+        check_same_shape(path, rewards, cfg.gold_path, gold)
+        check_same_texts(path, cfg.gold_path)
+        rows = curves[path] = diagnostics.expected_best_of_n(np.array(rewards), np.array(gold))
+        say(f"{path}: {len(gold):,} prompts, {len(gold[0])} responses each\n")
+        shown = [row for row in rows if row["n"] & (row["n"] - 1) == 0 or row is rows[-1]]  # 1, 2, 4, ... and all
+        table([["n", "KL, nats", "gold of proxy's pick", "+-", "gold of gold's pick", "proxy of its pick"], *([str(r["n"]), f"{r['kl']:.3f}", f"{r['gold']:.3f}", f"{1.96 * r['gold_error']:.3f}", f"{r['gold_own']:.3f}", f"{r['proxy']:.3f}"] for r in shown)])
+        best = max(rows, key=lambda row: row["gold"])
+        gained = (rows[-1]["gold"] - rows[0]["gold"]) / ((rows[-1]["gold_own"] - rows[0]["gold_own"]) or 1.0)
+        say(f"\nof what gold's own pick of {len(rows)} gains, the proxy's gains {gained:.0%}; its best is n = {best['n']}\n")
+    if is_main():
+        report.write_best_of_n(cfg.report, f"{cfg.dataset}: best of n", {Path(path).stem: rows for path, rows in curves.items()})
+    say(f"{cfg.report}: written")
+    save_json(cfg, {"gold": cfg.gold_path, "curves": curves})
     return 0
 
 
 @dataclass(frozen=True)
 class Validate(Scoring, PairFiles):
     model_name: str = opt("", "also score --num-samples pairs with this model")
-    num_samples: int = opt(100, "pairs for the model", at_least=1)
+    num_samples: int = opt(100, "pairs for the model", group="sample", at_least=1)
     seed: int = opt(0, "of the draw", at_least=0)
 
 
@@ -230,7 +323,7 @@ def check_inference(cfg: Validate, check, pairs: list[Pair]) -> None:
 class Inspect(PairFiles):
     model_name: str = opt("{sft}", "its tokenizer renders the text: a folder, a name under models/, or a hub name")
     chat_template: str = opt("", "Jinja file, for a tokenizer that has no chat template of its own")
-    num_samples: int = opt(5, "pairs to show, from the first on", at_least=1)
+    num_samples: int = opt(5, "pairs to show, from the first on", group="sample", at_least=1)
 
 
 def inspect(cfg: Inspect) -> int:
@@ -263,7 +356,7 @@ def inspect(cfg: Inspect) -> int:
 
 
 def against_gold(cfg: AgainstGold, models: list[str], rewards_paths: list[str]) -> tuple[list[dict], np.ndarray, tuple | None]:
-    """Each model scored and each rewards file read: name, rewards (P, K), numbers, verdicts, metrics; gold (P, K); texts."""
+    """Each model scored and each rewards file read: name, rewards (P, K), numbers, findings, metrics; gold (P, K); texts."""
     gold = records.read_rewards(cfg.gold_path)
     if len(gold[0]) < 2:
         raise BadInput(f"{cfg.gold_path}: one reward a prompt makes no pair: label two responses or more")
@@ -276,15 +369,18 @@ def against_gold(cfg: AgainstGold, models: list[str], rewards_paths: list[str]) 
     names = [find_model(cfg, model) for model in models]
     texts = read_texts(cfg, gold, rewards_paths, must=bool(models))
     for name in names:
-        conversations = [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(*texts)]
-        found.append((name, score(cfg, name, conversations), read_metrics(name)))
+        found.append((name, score(cfg, name, as_conversations(*texts)), read_metrics(name)))
     runs = []
     for name, rewards, metrics in found:
-        numbers = diagnostics.compare(rewards, np.array(gold)) | diagnostics.training_summary(metrics)
+        numbers = diagnostics.compare(rewards, np.array(gold), texts and texts[1]) | diagnostics.training_summary(metrics)
         short = Path(name).stem if name in rewards_paths else Path(name).name
         unique = sum(short in (Path(other).stem, Path(other).name) for other, *_ in found) == 1
-        runs.append(dict(name=short if unique else name, rewards=rewards, numbers=numbers, verdicts=diagnostics.verdicts(numbers), metrics=metrics))
+        runs.append(dict(name=short if unique else name, path=name, is_model=name in names, rewards=rewards, numbers=numbers, findings=diagnostics.findings(numbers), metrics=metrics))
     return runs, np.array(gold), texts
+
+
+def as_conversations(prompts: list, responses: list) -> list[list[list[dict]]]:
+    return [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(prompts, responses)]
 
 
 def read_texts(cfg: AgainstGold, gold: list, rewards_paths: list[str], must: bool) -> tuple | None:
@@ -365,14 +461,21 @@ def find_model(cfg: Common, name: str) -> str:
     raise BadInput(f"{name}: no such model, nor under {folder} (there: {there}): train it, or pass a folder or a hub name")
 
 
-def score(cfg: Scoring, name: str, conversations: list[list[list[dict]]]) -> np.ndarray:
-    """For each prompt its K conversations -> (P, K) rewards."""
+@functools.lru_cache(maxsize=1)
+def _scorer(name: str, device: str, **settings):
     from rmood import distributed  # torch and transformers take seconds to import: only where a model is scored
     from rmood.scoring import load_scorer
 
-    process = distributed.start(cfg.device)
-    scorer = load_scorer(name, process, dtype=cfg.dtype, max_length=cfg.max_length, tokens_per_pass=cfg.tokens_per_pass, chat_template=cfg.chat_template)
-    rewards = np.array(scorer.score(conversations, desc=f"scoring with {Path(name).name}"), dtype=float)
+    return load_scorer(name, distributed.start(device), **settings)
+
+
+def make_scorer(cfg: Scoring, name: str):
+    return _scorer(name, cfg.device, dtype=cfg.dtype, max_length=cfg.max_length, tokens_per_pass=cfg.tokens_per_pass, chat_template=cfg.chat_template)
+
+
+def score(cfg: Scoring, name: str, conversations: list[list[list[dict]]]) -> np.ndarray:
+    """For each prompt its K conversations -> (P, K) rewards."""
+    rewards = np.array(make_scorer(cfg, name).score(conversations, desc=f"scoring with {Path(name).name}"), dtype=float)
     if not np.isfinite(rewards).all():
         row = int(np.argwhere(~np.isfinite(rewards))[0, 0])
         raise BadInput(f"{name}: the reward of row {row} is not finite: try --dtype float32, or train the model again")
@@ -409,12 +512,12 @@ def table(rows: list[list[str]]) -> None:
         say("  ".join(cells).rstrip())
 
 
-def say_verdicts(run: dict) -> None:
-    for verdict in run["verdicts"]:
-        say(f"\nverdict on {run['name']}: {verdict['id'].replace('_', ' ')} ({verdict['severity']})\n  {verdict['evidence']}")
-        say("  likely causes, in this order:\n" + "\n".join(f"    {i}. {cause}" for i, cause in enumerate(verdict["causes"], 1)))
-        say(f"  what to do: {verdict['advice']}")
-    if not run["verdicts"]:
+def say_findings(run: dict) -> None:
+    for finding in run["findings"]:
+        say(f"\nverdict on {run['name']}: {finding['id'].replace('_', ' ')} ({finding['severity']})\n  {finding['evidence']}")
+        say("  likely causes, in this order:\n" + "\n".join(f"    {i}. {cause}" for i, cause in enumerate(finding["causes"], 1)))
+        say(f"  what to do: {finding['advice']}")
+    if not run["findings"]:
         say(f"\nverdict on {run['name']}: no finding")
 
 
@@ -429,7 +532,7 @@ def reached(what: str, value: float, flag: str, floor: float) -> int:
     return int(value < floor)
 
 
-COMMANDS = {"match": (Match, match), "quality": (Quality, quality), "diagnose": (Diagnose, diagnose), "validate": (Validate, validate), "inspect": (Inspect, inspect)}
+COMMANDS = {"match": (Match, match), "quality": (Quality, quality), "diagnose": (Diagnose, diagnose), "report": (Diagnose, diagnose), "bon": (BestOfN, bon), "validate": (Validate, validate), "inspect": (Inspect, inspect)}
 REFERENCE_FLAGS = {"--model-path": "--model-name", "--model_path": "--model-name", "--dataset-name": "--dataset", "--dataset_name": "--dataset"}
 
 

@@ -7,9 +7,11 @@
     python preprocess.py --dataset alpacafarm
 """
 
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, zip_longest
 
 from tqdm import tqdm
 
@@ -20,56 +22,59 @@ from rmood.records import BadInput
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str = opt("alpacafarm", "names every default path at once")
+    dataset: str = opt("alpacafarm", "names every default path at once", group="data")
     split: str = opt("train", "which default paths", choices=["train", "test"])
     prompts_path: str = opt("{prompts}", "prompts")
     responses_path: str = opt("{responses}", "responses, from sample.py")
     rewards_path: str = opt("{rewards}", "gold rewards, from label.py")
     target_path: str = opt("{pairs}", "pairs to write")
-    min_margin: float = opt(0.0, "leave out pairs whose gold rewards differ by less", at_least=0)
+    min_margin: float = opt(0.0, "leave out pairs whose gold rewards differ by less", group="pairs", at_least=0)
     drop_identical: bool = opt(False, "leave out pairs of equal texts even where gold's rewards differ")
 
 
 def main() -> int:
     cfg = parse(Config, __doc__)
     records.check_writable(cfg.target_path)
-    if not records.check_lineage(cfg.rewards_path, prompts=cfg.prompts_path, responses=cfg.responses_path):
-        print(f"{cfg.rewards_path}: no run file beside it, so only its length can be checked against the other files")
+    known = records.check_lineage(cfg.rewards_path, prompts=cfg.prompts_path, responses=cfg.responses_path)
     records.check_lineage(cfg.responses_path, prompts=cfg.prompts_path)
-    prompts = records.read_prompts(cfg.prompts_path)
-    responses = records.read_responses(cfg.responses_path)
-    rewards = records.read_rewards(cfg.rewards_path)
-    check_lengths(cfg, prompts, responses, rewards)
-    recorded = records.read_records(cfg.rewards_path)
-    if recorded and (row := next((i for i in range(len(prompts)) if (recorded[0][i], recorded[1][i]) != (prompts[i], responses[i])), None)) is not None:
-        raise BadInput(f"{cfg.rewards_path}: row {row} holds another text than {cfg.responses_path}: pass the responses that were labelled")
-
-    left_out, rows = Counter(), []
-    for index in tqdm(range(len(prompts)), desc="pairing", unit="prompt", delay=2):
-        for i, j in combinations(range(len(responses[index])), 2):
-            row = make_pair(cfg, prompts[index], responses[index], rewards[index], i, j, left_out)
-            if row:
-                rows.append(row | {"index": index})
-    total = len(rows) + sum(left_out.values())
-    if not rows:
-        raise BadInput(f"{cfg.rewards_path}: no pair is left of {total:,} ({reasons(left_out)}): check the rewards, or lower --min-margin")
-    records.write_jsonl(cfg.target_path, rows)
+    counts = Counter()  # "kept", and why the others are not
+    records.write_jsonl(cfg.target_path, make_rows(cfg, counts))
+    total, kept = counts.total(), counts.pop("kept")
     inputs = {"prompts": cfg.prompts_path, "responses": cfg.responses_path, "rewards": cfg.rewards_path}
-    records.write_run_file(cfg.target_path, cfg, inputs, pairs=len(rows), left_out=dict(left_out))
-    print(f"kept {len(rows):,} of {total:,} pairs; dropped {total - len(rows):,}" + (f": {reasons(left_out)}" if left_out else ""))
+    records.write_run_file(cfg.target_path, cfg, inputs, pairs=kept, left_out=dict(counts))
+    if not known:
+        print(f"{cfg.rewards_path}: no run file beside it, so only its length was checked against the other files", file=sys.stderr)
+    print(f"kept {kept:,} of {total:,} pairs; dropped {total - kept:,}" + (f": {reasons(counts)}" if counts else ""))
     print(f"{cfg.target_path}: written; next: torchrun train.py --dataset {cfg.dataset}")
     return 0
 
 
-def check_lengths(cfg: Config, prompts: list, responses: list, rewards: list) -> None:
-    if len(responses) != len(prompts):
-        raise BadInput(f"{cfg.responses_path}: {len(responses):,} rows for {len(prompts):,} prompts ({cfg.prompts_path}): rerun sample.py, or pass the matching file")
-    if len(rewards) != len(responses):
-        raise BadInput(f"{cfg.rewards_path}: {len(rewards):,} rows for {len(responses):,} responses ({cfg.responses_path}): rerun label.py, or pass the matching file")
-    if len(responses[0]) < 2:
-        raise BadInput(f"{cfg.responses_path}: one response a prompt makes no pair: rerun sample.py with --num-responses 2")
-    if len(rewards[0]) != len(responses[0]):
-        raise BadInput(f"{cfg.rewards_path}: {len(rewards[0])} rewards for {len(responses[0])} responses a row: rerun label.py, or pass the matching file")
+def make_rows(cfg: Config, counts: Counter) -> Iterator[dict]:
+    """The rows of the pairs file, one after the other: none of the files is ever whole in memory, but for rewards in record form."""
+    recorded = records.read_records(cfg.rewards_path)
+    files = records.iter_prompts(cfg.prompts_path), records.iter_responses(cfg.responses_path), records.iter_rewards(cfg.rewards_path)
+    for index, (prompt, responses, rewards) in enumerate(tqdm(zip_longest(*files), desc="pairing", unit="prompt", delay=2)):
+        if None in (prompt, responses, rewards):
+            check_lengths(cfg)
+        if len(responses) < 2:
+            raise BadInput(f"{cfg.responses_path}: one response a prompt makes no pair: rerun sample.py with --num-responses 2")
+        if len(rewards) != len(responses):
+            raise BadInput(f"{cfg.rewards_path}: {len(rewards)} rewards for {len(responses)} responses a row: rerun label.py, or pass the matching file")
+        if recorded and (recorded[0][index], recorded[1][index]) != (prompt, responses):
+            raise BadInput(f"{cfg.rewards_path}: row {index} holds another text than {cfg.responses_path}: pass the responses that were labelled")
+        for i, j in combinations(range(len(responses)), 2):
+            if row := make_pair(cfg, prompt, responses, rewards, i, j, counts):
+                counts["kept"] += 1
+                yield row | {"index": index}
+    if not counts["kept"]:
+        raise BadInput(f"{cfg.rewards_path}: no pair is left of {counts.total():,} ({reasons(+counts)}): check the rewards, or lower --min-margin")
+
+
+def check_lengths(cfg: Config) -> None:
+    """Raise BadInput where one file has fewer rows than another."""
+    prompts, responses, rewards = records.read_prompts(cfg.prompts_path), records.read_responses(cfg.responses_path), records.read_rewards(cfg.rewards_path)
+    records.check_rows(cfg.responses_path, responses, "prompts", prompts, cfg.prompts_path, "rerun sample.py")
+    records.check_rows(cfg.rewards_path, rewards, "responses", responses, cfg.responses_path, "rerun label.py")
 
 
 def make_pair(cfg: Config, prompt: list[dict], responses: list[str], rewards: list[float], i: int, j: int, left_out: Counter) -> dict | None:

@@ -8,6 +8,7 @@ Writes  datasets/<dataset>/rm/rm_sft.json for label.py  [{"response_1": "...", "
     python sample.py --split test                            # the 1,000 test prompts
     python sample.py --dataset toy --max-tokens 56           # the toy world, on a CPU
     python sample.py --data-parallel-size 8                  # a model copy on each of 8 GPUs
+    python sample.py --shard 3/16                            # on one of 16 machines; when all are done: --shard merge
 
 Run again after an interruption, the same command goes on where it stopped and ends with the same file. Each response
 draws from a random stream of its own, numbered by seed, row and response.
@@ -27,10 +28,10 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from rmood import BadInput, one_line
+from rmood import BadInput, model_commit, model_folder, one_line
 from rmood.config import opt, parse, run_script
 from rmood.generation import end_tokens, generate, load_causal_lm
-from rmood.records import Journal, check_writable, read_prompts, read_run_file, sha256, write_json, write_run_file
+from rmood.records import Journal, check_writable, read_prompts, read_run_file, read_shards, sha256, shard_of, write_json, write_run_file, write_shard
 from rmood.tokenization import encode, load_tokenizer, render, template_sha256
 
 COPY = "RMOOD_SAMPLE_COPY"  # set in the processes of --data-parallel-size: which of them this is
@@ -39,25 +40,26 @@ CHUNK = {"transformers": 256, "vllm": 2048}  # prompts; a chunk ends with its lo
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str = opt("alpacafarm", "fills the default paths: datasets/<dataset>/... and its models")
+    dataset: str = opt("alpacafarm", "fills the default paths: datasets/<dataset>/... and its models", group="data and model")
     split: str = opt("train", "which prompts of the dataset", choices=["train", "test"])
-    model_name: str = opt("{sft}", "the model to sample from: a folder or a name on the hub")
+    model_name: str = opt("{sft}", "the model to sample from: a folder, or owner/model or owner/model@revision on the hub")
     prompts_path: str = opt("{prompts}", "prompts to answer")
     target_path: str = opt("{responses}", "where the responses go")
-    num_responses: int = opt(2, "responses a prompt", at_least=1)
+    chat_template: str = opt("", "file with a chat template, for a tokenizer that has none")
+    num_responses: int = opt(2, "responses a prompt", group="responses", at_least=1)
     temperature: float = opt(1.0, "0 is greedy, for a single response", at_least=0)
     top_p: float = opt(1.0, "sample among the likeliest tokens that hold this probability together", above=0, at_most=1)
     max_tokens: int = opt(1024, "new tokens a response, at most", at_least=1)
     seed: int = opt(0, "same seed, same responses", at_least=0)
-    backend: str = opt("auto", "auto: vLLM where it is installed and can run", choices=["auto", "vllm", "transformers"])
+    backend: str = opt("auto", "auto: vLLM where it is installed and can run", group="machine", choices=["auto", "vllm", "transformers"])
     batch_size: int = opt(0, f"prompts of one chunk, finished and kept together; 0: {CHUNK['transformers']} with transformers, {CHUNK['vllm']:,} with vLLM", at_least=0)
     dtype: str = opt("auto", "auto: bf16 on CUDA, float32 on a CPU", choices=["auto", "bf16", "float32"])
     device: str = opt("auto", "of transformers; vLLM's is a property of its build", choices=["auto", "cuda", "cpu"])
-    chat_template: str = opt("", "file with a chat template, for a tokenizer that has none")
     data_parallel_size: int = opt(1, "copies of the model, each in a process of its own with its share of the prompts", at_least=1)
     tensor_parallel_size: int = opt(1, "GPUs that hold one copy together (vLLM)", at_least=1)
     gpu_memory_utilization: float = opt(0.0, "share of the memory that vLLM takes; 0: 0.9 of a GPU's, 0.2 of a CPU's", at_least=0, at_most=1)
     enforce_eager: bool = opt(False, "vLLM without compilation: starts sooner, runs slower")
+    shard: str = opt("", "3/16: the third of 16 shares of the prompts, into a file of its own; merge: put the finished shards together", group="several machines")
 
 
 def say(*words) -> None:
@@ -74,18 +76,23 @@ def main() -> int:
         raise BadInput("sample.py: --temperature 0 gives the same response every time: add --num-responses 1, or raise it")
     prompts = read_prompts(config.prompts_path)
     check_writable(config.target_path)
+    if config.shard == "merge":
+        config, facts, rows = read_shards(config, len(prompts), prompts=config.prompts_path)
+        write_target(config, config.target_path, facts, dict(enumerate(rows)))
+        return 0
+    target, share = shard_of(config.target_path, config.shard, len(prompts))
     tokenizer = load_tokenizer(config.model_name, config.chat_template)
     backend, why = choose_backend(config)
     facts = dict(template_sha256=template_sha256(tokenizer), weights_sha256=weights_sha256(config.model_name), backend=backend)
     asked = {name: getattr(config, name) for name in ("num_responses", "temperature", "top_p", "max_tokens", "seed", "dtype")}
     work = asked | facts | {"prompts": sha256(config.prompts_path)}  # all that the texts depend on, but for rounding
-    if is_done(config.target_path, work):
+    if is_done(target, work):
         return 0
 
     say(f"backend: {backend} ({why})")
     ids = show_prompts(prompts, tokenizer)
     room = room_for_responses(config, ids)
-    order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))  # the longest first: little padding, and memory runs out at once or never
+    order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))[share]  # the longest first: little padding, and memory runs out at once or never
     size = config.batch_size or CHUNK[backend]
     chunks = [order[i : i + size] for i in range(0, len(order), size)]
     copy, starter = os.environ.get(COPY), os.getppid()  # copy None: this is the process that the user started
@@ -94,7 +101,7 @@ def main() -> int:
             run_copies(config)  # each keeps its share in a journal of its own; here they are put together
         else:
             chunks = chunks[int(copy) :: config.data_parallel_size]
-    journal = Journal(config.target_path, work, rank=int(copy or 0))
+    journal = Journal(target, work, rank=int(copy or 0))
     todo = [chunk for chunk in chunks if not all(row in journal.done for row in chunk)]
     if todo:
         answer = (start_vllm if backend == "vllm" else start_transformers)(config, prompts, ids, room, tokenizer)
@@ -108,8 +115,8 @@ def main() -> int:
                     return 1  # the process that started the copies was killed: leave the journal to the next run
                 journal.add(finished)
     if copy is None:
-        write_target(config, work, facts | {"backend_because": why}, [journal.done[row] for row in range(len(prompts))])
-        journal.delete(config.target_path)
+        write_target(config, target, facts | {"backend_because": why, "work": work}, {row: journal.done[row] for row in sorted(order)})
+        journal.delete(target)
     return 0
 
 
@@ -150,8 +157,8 @@ def why_not_vllm(config: Config) -> str:
 
 def weights_sha256(name: str) -> str:
     """Which weights these are: the hashes of a folder's files, or the commit of a model on the hub."""
-    if not Path(name).is_dir():
-        return f"{name} at commit {model_config(name)._commit_hash}"
+    if commit := model_commit(name):
+        return f"{name} at commit {commit}"
     files = sorted(Path(name).glob("*.safetensors"))
     if not files:
         raise BadInput(f"{name}: holds no *.safetensors, the only weights that are read: check the folder, or save the model again")
@@ -160,8 +167,8 @@ def weights_sha256(name: str) -> str:
 
 def model_config(name: str):
     try:
-        return AutoConfig.from_pretrained(name)
-    except Exception as error:  # transformers and the hub raise many kinds
+        return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
         raise BadInput(f"{name}: no model could be loaded ({one_line(error)}): check the name or path, and the access to it")
 
 
@@ -246,7 +253,7 @@ def start_vllm(config: Config, prompts, ids, room, tokenizer) -> Callable:
     say("starting vLLM (up to some minutes)")
     try:
         llm = LLM(
-            model=config.model_name,
+            model=model_folder(config.model_name),
             dtype={"bf16": "bfloat16", "float32": "float32"}.get(config.dtype, "float32" if on_cpu else "bfloat16"),
             max_model_len=max(len(row) + tokens for row, tokens in zip(ids, room)),
             tensor_parallel_size=config.tensor_parallel_size,
@@ -298,15 +305,19 @@ def run_copies(config: Config) -> None:
         raise BadInput(f"sample.py: {failed} of {size} processes failed (their words stand above): finished work is kept; run the same command again")
 
 
-def write_target(config: Config, work: dict, facts: dict, rows: list[dict]) -> None:
-    """The responses, and the run file beside them; says how many were cut."""
-    write_json(config.target_path, [{f"response_{k}": text for k, text in enumerate(row["responses"], 1)} for row in rows])
+def write_target(config: Config, target: str, facts: dict, done: dict[int, dict]) -> None:
+    """The responses, of all rows or of a shard's, and the run file beside them; says how many were cut."""
+    rows = list(done.values())
+    if target != config.target_path:
+        write_shard(target, done)
+    else:
+        write_json(target, [{f"response_{k}": text for k, text in enumerate(row["responses"], 1)} for row in rows])
     counts = Counter(end for row in rows for end in row["finish"])
     inputs = {"prompts": config.prompts_path, "chat_template": config.chat_template}
     finish = {"finish_reasons": dict(counts), "truncated_share": counts["length"] / counts.total(), "finish": [" ".join(row["finish"]) for row in rows]}
-    write_run_file(config.target_path, config, inputs, work=work, **facts, **finish)
+    write_run_file(target, config, inputs, **facts | finish)
     cut = f"{counts['length']:,} ({counts['length'] / counts.total():.1%}) cut at {config.max_tokens:,} tokens or the model's context"
-    print(f"{config.target_path}: {len(rows):,} prompts x {config.num_responses} responses; {cut}")
+    print(f"{target}: {len(rows):,} prompts x {config.num_responses} responses; {cut}")
     if counts["length"] > 0.05 * counts.total():
         say("more than 5% are cut: their rewards judge half a sentence; raise --max-tokens, or check that the model ends its turns")
 

@@ -11,7 +11,6 @@
 """
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from rmood import distributed, records
+from rmood import distributed, model_commit, records
 from rmood.batching import LAYOUTS, Group, check_budget, epoch_order, plan_step
-from rmood.checkpoint import RunLog, check_same_run, checkpoints, load_checkpoint, save_checkpoint
+from rmood.checkpoint import RunLog, check_same_run, checkpoints, interrupt, is_finished, load_checkpoint, save_checkpoint
 from rmood.config import opt, parse, run_script
 from rmood.loss import bradley_terry_loss, centring_loss, pair_metrics, reward_margin, target_probability
 from rmood.model import check_token_ids, load_reward_model, model_card, save_reward_model
@@ -36,18 +35,19 @@ from rmood.tokenization import choose_pad_token, encode_rendered, load_tokenizer
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str = opt("alpacafarm", "names every default path at once")
-    model_name: str = opt("{sft}", "start from this causal LM or sequence classifier: a folder or a hub name")
+    dataset: str = opt("alpacafarm", "names every default path at once", group="data and model")
+    model_name: str = opt("{sft}", "start from this causal LM or sequence classifier: a folder, or owner/model or owner/model@revision on the hub")
     data_path: str = opt("{pairs}", "training pairs, from preprocess.py")
     output_dir: str = opt("{proxy}", "folder of the trained model")
-    overwrite: bool = opt(False, "replace what is already in --output-dir")
-    resume: str = opt("no", "auto: go on from the newest checkpoint in --output-dir, if there is one", choices=["no", "auto"])
-    save_every: int = opt(0, "steps between checkpoints; 0: one at the end of each epoch", at_least=0)
-    keep: int = opt(1, "newest checkpoints to keep while training", at_least=1)
     eval_path: str = opt("", "held-out pairs, evaluated at the end of each epoch")
     eval_share: float = opt(0.0, "without --eval-path: hold out this share of the prompts", at_least=0, at_most=0.5)
     chat_template: str = opt("", "Jinja file, for a tokenizer that has no chat template of its own")
-    lr: float = opt(5e-5, "peak learning rate; at 5e-6 a 4B model's rewards stay compressed", above=0)
+    max_length: int = opt(2048, "tokens of a conversation; pairs with a longer one are left out", at_least=8)
+    overwrite: bool = opt(False, "replace what is already in --output-dir", group="checkpoints")
+    resume: str = opt("no", "auto: go on from the newest checkpoint in --output-dir, if there is one", choices=["no", "auto"])
+    save_every: int = opt(0, "steps between checkpoints; 0: one at the end of each epoch", at_least=0)
+    keep: int = opt(1, "newest checkpoints to keep while training", at_least=1)
+    lr: float = opt(5e-5, "peak learning rate; at 5e-6 a 4B model's rewards stay compressed", group="optimization", above=0)
     epochs: int = opt(2, "passes over the pairs", at_least=1)
     batch_size: int = opt(64, "pairs per optimizer step, over all processes and passes", at_least=1)
     warmup_ratio: float = opt(0.05, "share of the steps in which the rate rises to its peak", at_least=0, at_most=1)
@@ -55,18 +55,17 @@ class Config:
     weight_decay: float = opt(0.0, "AdamW's, on matrices only", at_least=0)
     max_grad_norm: float = opt(1.0, "gradients are scaled down to this common norm", above=0)
     max_bad_steps: int = opt(3, "stop after so many steps in a row whose loss or gradient is not finite", at_least=1)
-    margin_scale: float = opt(0.0, "ask for a margin of this times gold's gap: loss of (margin - scale * gap) (Touvron et al. 2023, eq. 2)", at_least=0)
+    margin_scale: float = opt(0.0, "ask for a margin of this times gold's gap: loss of (margin - scale * gap) (Touvron et al. 2023, eq. 2)", group="loss", at_least=0)
     label_temperature: float = opt(0.0, "soft labels sigmoid(gold's gap / temperature); 0: chosen is certain", at_least=0)
     label_smoothing: float = opt(0.0, "share of labels taken to be wrong", at_least=0, at_most=0.49)
     centring: float = opt(0.0, "weight of a term that pulls the mean of all rewards to 0 and leaves their spread alone", at_least=0)
-    max_length: int = opt(2048, "tokens of a conversation; pairs with a longer one are left out", at_least=8)
-    tokens_per_pass: int = opt(16384, "tokens in one forward pass on one process; lower it when memory runs out", at_least=16)
+    tokens_per_pass: int = opt(16384, "tokens in one forward pass on one process; lower it when memory runs out", group="memory and machine", at_least=16)
     layout: str = opt("packed", "packed: unique tokens, the prompt once; padded: plain rows, to read and compare", choices=list(LAYOUTS))
     precision: str = opt("auto", "mixed (auto on CUDA): float32 weights, bf16 compute; float32 (auto on a CPU); bf16; bf16-sr", choices=["auto", *PRECISIONS])
     activation_checkpointing: str = opt("auto", "recompute each layer in the backward pass: far less memory, a third more time; auto: on CUDA", choices=["auto", "on", "off"])
     cpu_offload: bool = opt(False, "weights, gradients and moments rest in host memory")
     replicas: int = opt(1, "copies of the sharded model, say one a node: gather weights only within a copy (HSDP)", at_least=1)
-    log_every: int = opt(1, "steps between logged lines", at_least=1)
+    log_every: int = opt(1, "steps between logged lines", group="log and seed", at_least=1)
     trace: int = opt(0, "show every number of a few pairs for so many first steps", at_least=0)
     seed: int = opt(0, "of the new head, the order of the pairs and the held-out prompts", at_least=0)
     device: str = opt("auto", "auto: CUDA where there is one", choices=["auto", "cuda", "cpu"])
@@ -101,7 +100,7 @@ def main() -> int:
 
     epoch_steps = -(-len(groups) // cfg.batch_size)
     total_steps, warmup = epoch_steps * cfg.epochs, warmup_steps(epoch_steps * cfg.epochs, cfg.warmup_ratio)
-    run = records.run_facts(cfg, {"pairs": cfg.data_path, "eval_pairs": cfg.eval_path, "chat_template": cfg.chat_template})
+    run = records.run_facts(cfg, {"pairs": cfg.data_path, "eval_pairs": cfg.eval_path, "chat_template": cfg.chat_template}) | {"model_commit": model_commit(cfg.model_name)}
     run |= {"template_sha256": template_sha256(tokenizer), "pairs": len(pairs), "held_out_pairs": len(held_out), "world_size": process.world_size, "results": {}}
     parameters = sum(p.numel() for p in model.parameters())
     process.print(f"{parameters:,} parameters on {process.world_size} x {process.device.type}, precision {precision}; {total_steps} steps, {warmup} of them warmup")
@@ -118,6 +117,7 @@ def main() -> int:
     log = RunLog(cfg.output_dir, process, last_step=done)
     bar = tqdm(total=total_steps, initial=done, desc="training", unit="step", disable=not process.is_main)
     mark, tokens_since, pairs_since = time.perf_counter(), 0, 0
+    asked = distributed.note_signals()  # from here on SIGINT and SIGTERM wait for the end of the step
 
     for step in range(done + 1, total_steps + 1):
         epoch, position = divmod(step - 1, epoch_steps)
@@ -191,18 +191,18 @@ def main() -> int:
             if process.is_main:
                 files = {"README.md": model_card(cfg.model_name, cfg.data_path, run), "run.json": json.dumps(run | {"finished": step == total_steps}, indent=1) + "\n"}
                 save_reward_model(cfg.output_dir, state, model, tokenizer, compute_dtype, files)
-        if step < total_steps and (step % cfg.save_every == 0 if cfg.save_every else position == epoch_steps - 1):
+        stop = process.sum(torch.tensor([len(asked)])).item() > 0  # a signal came, to this process or another
+        if step < total_steps and (stop or (step % cfg.save_every == 0 if cfg.save_every else position == epoch_steps - 1)):
             facts = {"step": step, "bad_steps": bad_steps, "center": center, "run": run}
             save_checkpoint(cfg.output_dir, model, optimizer, facts, {"epoch_rewards": epoch_rewards}, process, cfg.keep)
+            if stop:
+                interrupt(log, process, asked)
         if position == epoch_steps - 1:
             mark = time.perf_counter()
 
     bar.close()
-    log.close()
-    process.barrier()
-    if process.is_main:
-        shutil.rmtree(Path(cfg.output_dir, "checkpoints"), ignore_errors=True)
-    process.print(f"{cfg.output_dir}: saved; next: python evaluate.py match --dataset {cfg.dataset} --model-name {cfg.output_dir}")
+    log.close(finished=True)
+    process.result(f"{cfg.output_dir}: saved; next: python evaluate.py match --dataset {cfg.dataset} --model-name {cfg.output_dir}")
     process.finish()
     return 0
 
@@ -210,15 +210,13 @@ def main() -> int:
 def nothing_to_do(cfg: Config) -> bool:
     """Whether --resume finds a finished run. Raises BadInput rather than replace unasked what took hours."""
     records.check_writable(f"{cfg.output_dir}/metrics.jsonl")
-    run = Path(cfg.output_dir, "run.json")
-    exported = Path(cfg.output_dir, "config.json").exists()
     if cfg.overwrite:
         return False
     if cfg.resume == "auto":
-        return exported and (not run.exists() or records.read_json(str(run))["finished"])
+        return is_finished(cfg.output_dir)
     if checkpoints(cfg.output_dir):
         raise BadInput(f"{cfg.output_dir}: holds an unfinished run: pass --resume auto to go on, or --overwrite to begin again")
-    if exported:
+    if Path(cfg.output_dir, "config.json").exists():
         raise BadInput(f"{cfg.output_dir}: holds a model: pass --overwrite to replace it, or another --output-dir")
     return False
 
@@ -228,6 +226,8 @@ def read_train_and_held_out(cfg: Config) -> tuple[list[Pair], list[Pair]]:
     pairs = records.read_pairs(cfg.data_path)
     if cfg.eval_path:
         return pairs, records.read_pairs(cfg.eval_path)
+    if not cfg.eval_share:
+        return pairs, []
     prompts = sorted({pair.prompt_key for pair in pairs})
     chosen = np.random.default_rng(cfg.seed).permutation(len(prompts))[: round(len(prompts) * cfg.eval_share)]
     held_out = {prompts[i] for i in chosen}
@@ -263,7 +263,7 @@ def report_epoch(epoch: int, results: dict, process) -> None:
     """The epoch in one line a part, and the warning signs with what to do about each."""
     for part, m in results.items():
         ratio = f", spread {m['spread_ratio']:.2f} of gold's" if "spread_ratio" in m else ""
-        process.print(f"epoch {epoch}, {part}: loss {m['loss']:.3f}, accuracy {m['accuracy']:.3f}, rewards {m['reward_min']:.2f} to {m['reward_max']:.2f} (std {m['reward_std']:.2f}){ratio}")
+        process.result(f"epoch {epoch}, {part}: loss {m['loss']:.3f}, accuracy {m['accuracy']:.3f}, rewards {m['reward_min']:.2f} to {m['reward_max']:.2f} (std {m['reward_std']:.2f}){ratio}")
     train, last = results["train"], list(results.values())[-1]
     if train["loss"] > 0.5:
         process.print(f"WARNING loss {train['loss']:.3f} over epoch {epoch}, above 0.5: raise --lr or --epochs; check the pairs with evaluate.py validate")
@@ -296,4 +296,4 @@ def explain_bad_step(step: int, bad_steps: int, step_rewards: torch.Tensor, pair
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "--resume auto")

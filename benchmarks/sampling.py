@@ -6,8 +6,9 @@
     raw           LLM.chat with everything in one call and one SamplingParams, no seed
     raw, seeded   the same with a seed for each prompt, as sample.py has it
 
-The engine's start is not counted. The three take turns; rates are medians over --rounds. Without --model-name a small Qwen3
-with random weights over a vocabulary of 128 tokens answers made-up prompts: it ends a response after 128 tokens on average.
+The engine's start is not counted. The three take turns; rates are medians over --rounds. Without --model-name a Qwen3 with
+random weights (30 million with the defaults, so that its arithmetic outweighs the bookkeeping) answers made-up prompts; 1 token
+in 128 ends a response.
 
     ratio   sample.py's tokens/s over raw's (goal: 0.95)
 """
@@ -41,12 +42,13 @@ from rmood.records import BadInput
 @dataclass(frozen=True)
 class Config:
     model_name: str = opt("", "a model to sample from; none: a small one with random weights")
-    prompts: int = opt(512, "so many", at_least=1)
+    prompts: int = opt(128, "so many", at_least=1)
     num_responses: int = opt(2, "responses a prompt", at_least=1)
     max_tokens: int = opt(128, "new tokens a response, at most", at_least=1)
     batch_size: int = opt(0, f"of sample.py: prompts of one chunk; 0: its default with vLLM, {sample.CHUNK['vllm']:,}", at_least=0)
     rounds: int = opt(3, "how often each is measured", at_least=1)
-    hidden_size: int = opt(128, "of the random model, 4 layers", at_least=32)
+    hidden_size: int = opt(512, "of the random model", at_least=64)
+    layers: int = opt(8, "of the random model", at_least=1)
     json: str = opt("", "write the numbers to this file")
 
 
@@ -63,7 +65,7 @@ def main() -> int:
 
 
 def measure(cfg: Config, vllm, folder: str) -> int:
-    tokenizer = word_tokenizer(128)
+    tokenizer = word_tokenizer()
     prompts = (texts(cfg.prompts) if cfg.model_name else make_texts(cfg.prompts, 1, seed=0))[0]
     records.write_json(f"{folder}/prompts.json", [{"messages": prompt} for prompt in prompts])
     if not cfg.model_name:
@@ -112,10 +114,12 @@ def measure(cfg: Config, vllm, folder: str) -> int:
 
 
 def save_random(cfg: Config, tokenizer, folder: str) -> None:
-    shape = Shape(4, cfg.hidden_size, heads=max(1, cfg.hidden_size // 32), kv_heads=max(1, cfg.hidden_size // 64), head=32, mlp=3 * cfg.hidden_size, vocabulary=len(tokenizer))
+    size, heads = cfg.hidden_size, cfg.hidden_size // 64
+    shape = Shape(cfg.layers, size, heads=heads, kv_heads=max(1, heads // 2), head=64, mlp=3 * size, vocabulary=len(tokenizer))
     torch.manual_seed(0)
-    config = model_config(shape, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(model_config(shape, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id))
+    model.generation_config.eos_token_id = list(range(31, len(tokenizer), 128))  # 1 in 128
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -25,8 +25,8 @@ Differences, each at most TOLERANCE:
     weight    of each tensor at the end, ||ours - TRL|| / ||TRL||
 
 --speed: each contestant in a process of its own, from one saved classifier, over the same pairs of AlpacaFarm (where absent,
-made-up ones of the same lengths), 64 an optimizer step. On a CPU they take turns, a step each, so that whatever else the
-machine does hits all alike; on CUDA they run one after the other.
+made-up ones of the same lengths), 64 an optimizer step. On a CPU those of one precision take turns, a step each, so that
+whatever else the machine does hits them alike; on CUDA they run one after the other.
     train.py         itself, at its defaults, and in the other precision (on CUDA also without recomputation); its own pairs_per_s
     TRL, defaults    bf16 autocast, gradient checkpointing, 16 x 4 random pairs, padded; a callback's clock from log to log
     TRL, the rest    checkpointing off, float32 or bf16; `grouped`: sorted by length over the timed pairs, as group_by_length does
@@ -35,8 +35,8 @@ Model loading, tokenization and the first step (short pairs, to warm up) are not
 all sides. The model is a Qwen3 whose layers are 12.6 million parameters on a CPU (hidden 512, 4 layers), Qwen3-0.6B's on CUDA.
 Its vocabulary is the tokens that occur, renumbered for both sides: with all 151,936, the embedding would be 86% of a model of
 512, and 1.2 GB of weights, gradients and moments a process, where in a 4B model it is a tenth.
-    ratio_default    pairs/s of train.py at its defaults over TRL at its defaults
-    ratio_best       the same over the fastest of TRL's settings
+    ratio_default    pairs/s of train.py over TRL at its defaults, both in bf16, TRL's default (--precision mixed, train.py's on CUDA)
+    ratio_best       pairs/s of train.py at its fastest over TRL at its fastest
 """
 
 import json
@@ -474,11 +474,13 @@ def speed(cfg: Config, folder: Path) -> int:
 
 
 def race(field: list[Contestant], cfg: Config, device: str, folder: Path) -> tuple[dict[str, list[dict]], list[float]]:
-    """Each contestant's steps by name, and the machine's load before each round. On a CPU all are alive and take turns, a step
-    each, so that what else the machine does hits all alike; on CUDA one after the other, for their memory."""
+    """Each contestant's steps by name, and the machine's load before each round. On a CPU those of one precision are alive
+    together and take turns, a step each, so that what else the machine does hits them alike; on CUDA one after the other."""
     steps, load = {}, []
+    by_precision = [[one for one in field if one.precision == precision] for precision in ("bf16", "float32")]
+    fields = by_precision if device == "cpu" else [[one] for one in field]  # all at once would take 20 GB
     with tqdm(total=len(field) * (1 + cfg.steps), unit="step", smoothing=0) as bar:
-        for together in [field] if device == "cpu" else [[one] for one in field]:
+        for together in fields:
             children: dict[str, subprocess.Popen] = {}
             try:
                 for one in together:
@@ -530,15 +532,14 @@ def measure(field: list[Contestant], steps: dict[str, list[dict]], timed: list[G
         found[name] |= {"peak_rss_GiB": others[-1]["peak_rss"] / GIB, "peak_cuda_GiB": others[-1]["peak_cuda"] / GIB}
         found[name] |= {"cpu_seconds_per_step": sum(step["cpu_seconds"] for step in others) / len(others), "seconds": [step["seconds"] for step in others], "first_seconds": first["seconds"], "losses": [step["loss"] for step in (first, *others)]}
     rates = {name: one["pairs_per_s"] for name, one in found.items()}
-    ours = rates["train.py, defaults"]
+    ours, best = (max((one.name for one in field if one.ours == side), key=rates.get) for side in (True, False))
+    like_trl = next(one.name for one in field if one.ours and one.precision == "bf16")
     for name, rate in rates.items():
-        found[name]["ratio"] = ours / rate
-    best = max((one.name for one in field if not one.ours), key=rates.get)
-    numbers = {"ratio_default": ours / rates["TRL, defaults"], "ratio_best": ours / rates[best], "best": best, "goals": GOALS}
+        found[name]["ratio"] = rates[ours] / rate
+    sides = {"ratio_default": (like_trl, "TRL, defaults"), "ratio_best": (ours, best)}
+    numbers = {"goals": GOALS, "sides": sides} | {name: rates[a] / rates[b] for name, (a, b) in sides.items()}
     cpu = {name: one["cpu_seconds_per_step"] for name, one in found.items()}  # a busy machine disturbs it less; waiting for a GPU counts too
-    numbers |= {"cpu_ratio_default": cpu["TRL, defaults"] / cpu["train.py, defaults"], "cpu_ratio_best": cpu[best] / cpu["train.py, defaults"]}
-    our_best = max((one.name for one in field if one.ours), key=rates.get)
-    numbers |= {"our_best": our_best, "ratio_default_of_our_best": rates[our_best] / rates["TRL, defaults"], "ratio_best_of_both": rates[our_best] / rates[best]}
+    numbers |= {f"cpu_{name}": cpu[b] / cpu[a] for name, (a, b) in sides.items()}
     for precision in ("float32", "bf16"):
         ours_in, trl_in = ([one.name for one in field if one.precision == precision and one.ours == ours] for ours in (True, False))
         numbers[f"ratio_best_{precision}"] = max(map(rates.get, ours_in)) / max(map(rates.get, trl_in))
@@ -550,7 +551,7 @@ def measure(field: list[Contestant], steps: dict[str, list[dict]], timed: list[G
 
 def describe(numbers: dict) -> str:
     cuda = numbers["device"] == "cuda"
-    head = ["", "pairs/s", "useful tokens/s", "tokens computed a step", "peak memory, GiB", "train.py's defaults over it", "first loss"]
+    head = ["", "pairs/s", "useful tokens/s", "tokens computed a step", "peak memory, GiB", "the fastest train.py over it", "first loss"]
     rows = []
     for name, one in numbers["contestants"].items():
         peak = one["peak_cuda_GiB" if cuda else "peak_rss_GiB"]
@@ -559,13 +560,12 @@ def describe(numbers: dict) -> str:
     lines = [f"{numbers['what']}: {numbers['pairs']} of them as pairs, {BATCH} a step, {numbers['useful_tokens_per_step']:,.0f} tokens a step ({numbers['unique_tokens_per_step']:,.0f} unique)"]
     lines += [f"Qwen3 of {numbers['parameters']:,} parameters, {numbers['layer_parameters']:,} of them in its layers, on {numbers['device']}; load {min(numbers['load']):.1f} to {max(numbers['load']):.1f}", machine, ""]
     lines += [workload.table(head, rows), ""]
-    for name, versus in {"ratio_default": "TRL, defaults", "ratio_best": numbers["best"]}.items():
+    for name, (ours, trl) in numbers["sides"].items():
         verdict = "reached" if numbers[name] >= GOALS[name] else "MISSED"
         in_cpu_time = "" if cuda else f" (by CPU time {numbers[f'cpu_{name}']:.2f})"
-        lines.append(f"{name:27}{numbers[name]:5.2f}  train.py at its defaults over {versus}{in_cpu_time}; goal {GOALS[name]:.1f}: {verdict}")
-    more = {"ratio_default_of_our_best": f"{numbers['our_best']} over TRL, defaults", "ratio_best_of_both": f"{numbers['our_best']} over {numbers['best']}"}
-    more |= {f"ratio_best_{precision}": f"the fastest of each side in {precision}" for precision in ("float32", "bf16")}
-    lines += [f"{name:27}{numbers[name]:5.2f}  {text}" for name, text in more.items()]
+        lines.append(f"{name:19}{numbers[name]:5.2f}  {ours} over {trl}{in_cpu_time}; goal {GOALS[name]:.1f}: {verdict}")
+    more = {f"ratio_best_{precision}": f"the fastest of each side in {precision}" for precision in ("float32", "bf16")}
+    lines += [f"{name:19}{numbers[name]:5.2f}  {text}" for name, text in more.items()]
     spreads = [f"{numbers[f'first_loss_spread_{precision}']:.1e} in {precision} (tolerance {limit:g})" for precision, limit in FIRST_LOSS.items()]
     return "\n".join(lines + [f"first losses differ by {' and '.join(spreads)}: {'the same work' if numbers['same_work'] else 'DIFFERENT WORK'}; {numbers['minutes']:.1f} minutes"])
 

@@ -8,6 +8,7 @@ tokens, without padding: [prompt][response 1][response 2][prompt][response 1]...
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,11 +18,11 @@ from . import BadInput
 from .tokenization import common_prefix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """Token ids of K conversations that share their first `prefix` tokens."""
 
-    rows: list[list[int]]
+    rows: list[Sequence[int]]
     prefix: int = field(init=False)
     tokens: int = field(init=False)  # unique tokens: what the group costs
 
@@ -49,17 +50,18 @@ class Batch:
 
 def pack(groups: list[Group]) -> Batch:
     """The packed layout: each group's prefix once, then its responses' own tokens."""
-    ids, positions, paths = [], [], []
+    ids, positions, paths, end = [], [], [], 0
     for group in groups:
-        start, p = len(ids), group.prefix
-        ids += group.rows[0][:p]
-        positions += range(p)
+        start, p = end, group.prefix
+        ids.append(group.rows[0][:p])
+        positions.append(np.arange(p))
+        end += p
         for row in group.rows:
-            own = len(ids)
-            ids += row[p:]
-            positions += range(p, len(row))
-            paths.append(np.concatenate([np.arange(start, start + p), np.arange(own, len(ids))]))
-    blocks, pick, offset = [], np.empty(len(ids), dtype=np.int64), 0
+            ids.append(row[p:])
+            positions.append(np.arange(p, len(row)))
+            paths.append(np.concatenate([np.arange(start, start + p), np.arange(end, end + len(row) - p)]))
+            end += len(row) - p
+    blocks, pick, offset = [], np.empty(end, dtype=np.int64), 0
     for block in _blocks_of_similar_length(paths):
         length = len(paths[block[0]])
         index = np.zeros((len(block), length), dtype=np.int64)
@@ -69,7 +71,8 @@ def pack(groups: list[Group]) -> Batch:
         blocks.append(torch.from_numpy(index))
         offset += index.size
     last = [path[-1] for path in paths]
-    return Batch(torch.tensor([ids]), torch.tensor([positions]), torch.tensor(last), blocks, torch.from_numpy(pick))
+    input_ids, position_ids = (torch.from_numpy(np.concatenate(parts).astype(np.int64))[None] for parts in (ids, positions))  # (1, T)
+    return Batch(input_ids, position_ids, torch.tensor(last), blocks, torch.from_numpy(pick))
 
 
 def _blocks_of_similar_length(paths: list[np.ndarray]) -> list[list[int]]:

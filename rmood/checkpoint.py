@@ -15,15 +15,16 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils.tensorboard import SummaryWriter
 
-from . import BadInput
+from . import BadInput, one_line
 from .distributed import Process
 from .optim import local
+from .records import lock, read_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # What a resumed run may change: where and how often things are written, and what alters the result by rounding alone.
@@ -86,8 +87,12 @@ def checkpoints(folder: str) -> list[Path]:
 @torch.no_grad()
 def load_checkpoint(path: Path, model: nn.Module, optimizer) -> tuple[dict, dict[str, torch.Tensor]]:
     """Fill the sharded model and its optimizer; returns the facts and tensors that were saved. Any number of processes."""
-    facts = json.loads((path / "checkpoint.json").read_text())
-    parts = [safe_open(path / f"shard-{i}-of-{facts['shards']}.safetensors", "pt") for i in range(facts["shards"])]
+    try:
+        facts = json.loads((path / "checkpoint.json").read_text())
+        parts = [safe_open(path / f"shard-{i}-of-{facts['shards']}.safetensors", "pt") for i in range(facts["shards"])]
+        tensors = load_file(path / "run.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BadInput(f"{path}: the checkpoint cannot be read ({one_line(error)}): delete it, and --resume auto goes on from an earlier one or from the start")
     shard, shards, _ = shards_of(model)
 
     def fill(target: torch.Tensor, key: str) -> None:
@@ -107,7 +112,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer) -> tuple[dict, dict
         optimizer.state[p] = {"step": torch.tensor(facts["updates"], device=local(p).device)} | state
     if hasattr(optimizer, "generator") and facts["shards"] == shards:
         optimizer.generator.set_state(parts[shard].get_tensor("generator"))
-    return facts, load_file(path / "run.safetensors")
+    return facts, tensors
+
+
+def is_finished(folder: str) -> bool:
+    """Whether the model in the folder is that of a whole run. Checkpoints that a kill left behind have then served."""
+    finished = Path(folder, "config.json").exists() and (not Path(folder, "run.json").exists() or read_json(f"{folder}/run.json").get("finished", True))
+    if finished:
+        shutil.rmtree(Path(folder, "checkpoints"), ignore_errors=True)
+    return finished
 
 
 def check_same_run(before: dict, now: dict) -> None:
@@ -125,9 +138,11 @@ class RunLog:
     resumes, are taken back. Timing comes last in a line: it alone differs between two runs of one seed."""
 
     def __init__(self, folder: str, process: Process, last_step: int = 0):
-        self.file = self.board = None
+        self.folder, self.file, self.board = folder, None, None
         if not process.is_main:
             return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock(folder)
         path, kept = Path(folder, "metrics.jsonl"), []
         if last_step and path.exists():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
@@ -135,7 +150,6 @@ class RunLog:
         else:
             for old in ("tensorboard", "checkpoints"):
                 shutil.rmtree(Path(folder, old), ignore_errors=True)
-        Path(folder).mkdir(parents=True, exist_ok=True)
         path.with_suffix(".tmp").write_text("".join(kept))
         os.replace(path.with_suffix(".tmp"), path)
         self.file = open(path, "a", encoding="utf-8")
@@ -155,7 +169,17 @@ class RunLog:
             for side, values in {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}.items():
                 self.board.add_histogram(f"{name}_{side}", values, step)
 
-    def close(self) -> None:
+    def close(self, finished: bool = False) -> None:
+        """finished: the model is exported, so the checkpoints have served."""
         if self.file:
             self.file.close()
             self.board.close()
+            if finished:
+                shutil.rmtree(Path(self.folder, "checkpoints"), ignore_errors=True)
+
+
+def interrupt(log: RunLog, process: Process, asked: list[int]) -> None:
+    """Leave after a signal, all processes together; the checkpoint is on disk."""
+    log.close()
+    process.finish()
+    raise KeyboardInterrupt(*asked[-1:])

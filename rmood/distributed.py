@@ -5,6 +5,7 @@ every collective; inside `if process.is_main` there is only file writing and pri
 """
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -32,6 +33,11 @@ class Process:
         if self.is_main:
             print(*words, file=sys.stderr, flush=True)
 
+    def result(self, *words) -> None:
+        """What came out, once, on stdout."""
+        if self.is_main:
+            print(*words, flush=True)
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place, on every rank."""
         dist.all_reduce(tensor)
@@ -47,6 +53,21 @@ class Process:
             self.store.set("all finished", "yes")
         self.store.wait(["all finished"])
         dist.destroy_process_group()
+
+
+def note_signals() -> list[int]:
+    """From now on SIGINT and SIGTERM are noted in the list given back, for work to stop where it can be kept. A second
+    SIGINT does not wait; a second SIGTERM does, for a scheduler may send one beside torchrun's."""
+    noted: list[int] = []
+
+    def note(number, frame):
+        if number == signal.SIGINT in noted:
+            raise KeyboardInterrupt(number)
+        noted.append(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return noted
 
 
 def start(device: str = "auto", timeout_minutes: int = 60) -> Process:

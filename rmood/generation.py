@@ -13,17 +13,22 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from . import BadInput, one_line
+from . import BadInput, check_complete, model_folder, one_line
 
 
 def load_causal_lm(name: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """A language model from a folder or hub name. Only safetensors are read."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    folder = model_folder(name)
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device).eval()
-    except Exception as error:  # transformers, the hub, safetensors and the device raise many kinds
+        how = dict(use_safetensors=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True)
+        model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **how)
+        model = model.to(device).eval()
+    except Exception as error:  # transformers, safetensors and the device raise many kinds
         raise BadInput(f"{name}: the model could not be loaded ({one_line(error)}): check the name or path, the access to it, and --device")
+    check_complete(name, info)
+    return model
 
 
 def end_tokens(model: PreTrainedModel, tokenizer) -> list[int]:

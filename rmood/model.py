@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import save_torch_state_dict, try_to_load_from_cache
+from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AttentionInterface, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from . import BadInput, one_line
+from . import BadInput, check_complete, model_folder, one_line
 
 
 class RewardModel(nn.Module):
@@ -62,8 +62,10 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, sl
         if sliding_window and length > sliding_window:
             distance = torch.arange(length, device=q.device)[:, None] - torch.arange(length, device=q.device)
             mask = (distance >= 0) & (distance < sliding_window)
-        grouped = dict(enable_gqa=True) if q.shape[1] != k.shape[1] else {}
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, **grouped).transpose(1, 2)
+        grouped, dtype = dict(enable_gqa=True) if q.shape[1] != k.shape[1] else {}, q.dtype
+        if q.device.type == "cpu":  # bf16 attention takes 1.5 times as long there as float32's
+            q, k, v = q.float(), k.float(), v.float()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, **grouped).transpose(1, 2).to(dtype)
 
     if blocks is None:
         return rows_attention(query, key, value), None
@@ -87,22 +89,18 @@ def load_reward_model(name: str, dtype: torch.dtype = torch.float32, seed: int |
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    folder = model_folder(name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-        backbone, info = AutoModel.from_pretrained(
-            name, dtype=dtype, attn_implementation="rmood", use_safetensors=True, output_loading_info=True
-        )
-        head = _read_head(name)
+        how = dict(attn_implementation="rmood", use_safetensors=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True)
+        backbone, info = AutoModel.from_pretrained(folder, dtype=dtype, **how)
+        head = _read_head(folder)
     except KeyError as error:
         raise BadInput(f"{name}: transformers has no sequence classifier for this kind of model ({one_line(error)}): choose another model")
-    except BadInput:
-        raise
-    except Exception as error:  # transformers, the hub and safetensors raise many kinds
+    except Exception as error:  # transformers and safetensors raise many kinds
         raise BadInput(f"{name}: the model could not be loaded ({one_line(error)}): check the name or path, and the access to it")
-    if info["missing_keys"] or info["mismatched_keys"]:
-        keys = sorted(info["missing_keys"]) or [key[0] for key in info["mismatched_keys"]]
-        raise BadInput(f"{name}: {len(keys)} weights are missing or of the wrong shape, such as {keys[0]}: the folder is incomplete, or its config is another model's")
+    check_complete(name, info)
     size = config.get_text_config().hidden_size
     if head is None and seed is None:
         raise BadInput(f"{name}: has no reward head (score.weight): score with a sequence-classification reward model, or train one with train.py")
@@ -121,19 +119,13 @@ def load_reward_model(name: str, dtype: torch.dtype = torch.float32, seed: int |
     return RewardModel(backbone, score)
 
 
-def _read_head(name: str) -> torch.Tensor | None:
+def _read_head(folder: str) -> torch.Tensor | None:
     """score.weight in the precision of the file: transformers would round it to the backbone's."""
-
-    def path(file: str) -> str | None:
-        local = Path(name, file)
-        found = str(local) if local.exists() else None if Path(name).is_dir() else try_to_load_from_cache(name, file)
-        return found if isinstance(found, str) else None
-
-    index = path("model.safetensors.index.json")
-    file = json.loads(Path(index).read_text())["weight_map"].get("score.weight") if index else "model.safetensors"
-    if not file or not path(file):
+    index = Path(folder, "model.safetensors.index.json")
+    file = json.loads(index.read_text())["weight_map"].get("score.weight") if index.exists() else "model.safetensors"
+    if not file or not Path(folder, file).exists():
         return None
-    with safe_open(path(file), "pt") as tensors:
+    with safe_open(Path(folder, file), "pt") as tensors:
         return tensors.get_tensor("score.weight").float() if "score.weight" in tensors.keys() else None
 
 
@@ -157,7 +149,7 @@ def save_reward_model(folder: str, state_dict: dict[str, torch.Tensor], model: R
     prefix = model.backbone.base_model_prefix
     weights = {name.replace("backbone", prefix, 1): weight.to(dtype) for name, weight in state_dict.items() if name.startswith("backbone.")}
     weights["score.weight"] = state_dict["score.weight"].float().clone()  # what was gathered may lie in a larger storage
-    temporary = f"{folder}.tmp-{os.getpid()}"
+    temporary = f"{folder}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     Path(temporary).mkdir(parents=True)
     try:
@@ -183,7 +175,7 @@ def model_card(base: str, pairs: str, run: dict) -> str:
             ratio = f"{m['spread_ratio']:.2f}" if "spread_ratio" in m else "unknown"
             rows.append(f"| {epoch} | {part} | {m['loss']:.3f} | {m['accuracy']:.3f} | {m['reward_mean']:.2f} | {m['reward_std']:.2f} | {m['std_within']:.2f} | {ratio} |")
     return "\n".join([
-        "---", "library_name: transformers", "pipeline_tag: text-classification", f"base_model: {Path(base).name if Path(base).is_dir() else base}", "---",
+        "---", "library_name: transformers", "pipeline_tag: text-classification", f"base_model: {Path(base).name if Path(base).is_dir() else base.partition('@')[0]}", "---",
         f"# Reward model from {Path(base).name}", "",
         f"Trained by the Bradley-Terry loss on {run['pairs']:,} pairs of {Path(pairs).name} with rmood: rate {cfg['lr']:g}, {cfg['epochs']} epochs, "
         f"{cfg['batch_size']} pairs a step, seed {cfg['seed']}.",

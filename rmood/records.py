@@ -6,25 +6,29 @@
     records    JSON    the three above in one: [{"messages", "response_1", "reward_1", "response_2", "reward_2"}, ...]
     pairs      JSONL   {"chosen": [messages], "rejected": [messages], "index", "chosen_reward", "rejected_reward"}
 
-Row i of prompts, responses and rewards is the same prompt. Every reader checks what it reads and answers bad input
-with `BadInput`: one line that says where, what, and what next.
+Each may also be JSON lines, parquet or gzipped, and pairs have other forms: see formats.py. Row i of prompts, responses
+and rewards is the same prompt. Every reader checks what it reads and answers bad input with `BadInput`: one line that
+says where, what, and what next.
 """
 
 import contextlib
+import fcntl
 import glob
 import hashlib
 import importlib.metadata
 import json
-import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import BadInput
+from .formats import read_json, read_preferences, read_rows
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -32,7 +36,7 @@ ROLES = ("system", "user", "assistant", "tool")
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One preference: two conversations that differ in the last assistant turn.
 
@@ -51,34 +55,16 @@ class Pair:
         return json.dumps(self.chosen[:-1], sort_keys=True)
 
 
-def read_json(path: str):
-    """The JSON value in a file. Raises BadInput for a file that is missing, empty, not UTF-8 or not JSON."""
-    text = _read_text(path)
+def _is_text(value) -> bool:
+    """Text that UTF-8 can hold: JSON may bring half a surrogate pair ("\\ud83d"), which no file and no tokenizer takes."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}: not valid JSON at line {error.lineno} ({error.msg}): write the file again")
+        return isinstance(value, str) and (value.isascii() or bool(value.encode()))
+    except UnicodeEncodeError:
+        return False
 
 
-def _read_text(path: str) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file: check the path, or run the script that writes it")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text (byte {error.start}): convert the file to UTF-8")
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}): check the path and its permissions")
-    if not text.strip():
-        raise BadInput(f"{path}: the file is empty: write it again")
-    return text
-
-
-def _read_rows(path: str) -> list:
-    rows = read_json(path)
-    if not isinstance(rows, list) or not rows:
-        raise BadInput(f"{path}: expected a JSON list with at least one row: check that this is the right file")
-    return rows
+def _is_reward(value) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # false for NaN, too
 
 
 def check_messages(messages, where: str) -> list[dict]:
@@ -86,7 +72,7 @@ def check_messages(messages, where: str) -> list[dict]:
     if not isinstance(messages, list) or not messages:
         raise BadInput(f"{where}: 'messages' must be a list of messages: give at least one user turn")
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        if not isinstance(message, dict) or not _is_text(message.get("content")):
             raise BadInput(f"{where}: a message needs a 'role' and a text 'content': mend the row")
         if message.get("role") not in ROLES:
             raise BadInput(f"{where}: unknown role {message.get('role')!r}: use one of {', '.join(ROLES)}")
@@ -97,51 +83,65 @@ def check_messages(messages, where: str) -> list[dict]:
 
 def read_prompts(path: str) -> list[list[dict]]:
     """One list of messages a prompt. Raises BadInput naming the row."""
-    prompts = []
-    for i, row in enumerate(_read_rows(path)):
+    return list(iter_prompts(path))
+
+
+def iter_prompts(path: str) -> Iterator[list[dict]]:
+    """The same one after the other, as the two below: a file may be larger than memory."""
+    for where, row in read_rows(path):
         if not isinstance(row, dict) or "messages" not in row:
-            raise BadInput(f"{path}: row {i} has no 'messages': expected {{\"messages\": [...]}}")
-        messages = check_messages(row["messages"], f"{path}: row {i}")
+            raise BadInput(f"{where} has no 'messages': expected {{\"messages\": [...]}}")
+        messages = check_messages(row["messages"], where)
         if messages[-1]["role"] == "assistant":
-            raise BadInput(f"{path}: row {i} ends with an assistant turn: a prompt ends before the response")
-        prompts.append(messages)
-    return prompts
+            raise BadInput(f"{where} ends with an assistant turn: a prompt ends before the response")
+        yield messages
 
 
 def read_responses(path: str) -> list[list[str]]:
     """The responses of each prompt, in the order response_1, response_2, ... Every row has the same number."""
-    return [_numbered(row, "response", str, f"{path}: row {i}") for i, row in _same_width(path)]
+    return list(iter_responses(path))
+
+
+def iter_responses(path: str) -> Iterator[list[str]]:
+    return (_numbered(row, "response", str, where) for where, row in _same_width(path))
 
 
 def read_rewards(path: str) -> list[list[float]]:
     """The rewards of each prompt in the order of its responses; either of the two forms. NaN and inf are refused."""
-    rewards = []
-    for i, row in _same_width(path):
+    return list(iter_rewards(path))
+
+
+def iter_rewards(path: str) -> Iterator[list[float]]:
+    for where, row in _same_width(path):
         if isinstance(row, dict):
-            row = _numbered(row, "reward", (int, float), f"{path}: row {i}")
+            row = _numbered(row, "reward", (int, float), where)
         elif not isinstance(row, list):
-            raise BadInput(f"{path}: row {i} is neither a list of rewards nor a record: check the file")
+            raise BadInput(f"{where} is neither a list of rewards nor a record: check the file")
         for reward in row:
-            if isinstance(reward, bool) or not isinstance(reward, (int, float)) or not math.isfinite(reward):
-                raise BadInput(f"{path}: row {i} has the reward {reward!r}, not a finite number: label it again")
-        rewards.append([float(reward) for reward in row])
-    return rewards
+            if not _is_reward(reward):
+                raise BadInput(f"{where} has the reward {repr(reward)[:40]}, not a finite number: label it again")
+        yield [float(reward) for reward in row]
+
+
+def check_rows(path: str, rows: list, what: str, others: list, other_path: str, remedy: str) -> None:
+    """Raise BadInput unless the file has as many rows as there are `others` (prompts, say) in the other file."""
+    if len(rows) != len(others):
+        raise BadInput(f"{path}: {len(rows):,} rows for {len(others):,} {what} ({other_path}): {remedy}, or pass the matching file")
 
 
 def read_records(path: str) -> tuple[list[list[dict]], list[list[str]]] | None:
     """Prompts and responses of a rewards file in record form, or None where it holds rewards alone."""
-    rows = _read_rows(path)
-    if not all(isinstance(row, dict) and "messages" in row and "response_1" in row for row in rows):
+    if not all(isinstance(row, dict) and "messages" in row and "response_1" in row for _, row in read_rows(path)):
         return None
     return read_prompts(path), read_responses(path)
 
 
-def _same_width(path: str) -> Iterator[tuple[int, object]]:
-    rows = _read_rows(path)
-    for i, row in enumerate(rows):
-        if isinstance(row, (list, dict)) and len(row) != len(rows[0]):
-            raise BadInput(f"{path}: row {i} has {len(row)} entries, row 0 has {len(rows[0])}: every row needs as many")
-        yield i, row
+def _same_width(path: str) -> Iterator[tuple[str, object]]:
+    width = None
+    for where, row in read_rows(path):
+        if isinstance(row, (list, dict)) and len(row) != (width := len(row) if width is None else width):
+            raise BadInput(f"{where} has {len(row)} entries, row 0 has {width}: every row needs as many")
+        yield where, row
 
 
 def _numbered(row, name: str, kind, where: str) -> list:
@@ -154,67 +154,54 @@ def _numbered(row, name: str, kind, where: str) -> list:
     if sum(key.startswith(f"{name}_") for key in row) != len(values):
         raise BadInput(f"{where}: the '{name}_N' keys must run from 1 without a gap: mend the row")
     for value in values:
-        if not isinstance(value, kind):
+        if not (_is_text(value) if kind is str else isinstance(value, kind)):
             raise BadInput(f"{where}: '{name}' of the wrong type ({type(value).__name__}): mend the row")
     return values
 
 
 def read_pairs(path: str) -> list[Pair]:
-    """Pairs from JSONL, one a line, or from the columnar JSON form {"chosen": [...], "rejected": [...]}."""
-    lines = _read_text(path).split("\n")  # not splitlines: U+2028 and its like stand inside texts
-    try:
-        first = json.loads(lines[0])
-        columnar = isinstance(first, dict) and bool(first.get("chosen")) and isinstance(first["chosen"][0], list)
-    except (json.JSONDecodeError, KeyError, TypeError):
-        columnar = True  # a JSON value spread over several lines
-    if columnar:
-        table = read_json(path)
-        if not isinstance(table, dict) or not {"chosen", "rejected"} <= table.keys():
-            raise BadInput(f"{path}: expected one pair a line, or the columns 'chosen' and 'rejected'")
-        if len({len(column) for column in table.values()}) != 1:
-            raise BadInput(f"{path}: the columns have different lengths: write the file again")
-        rows = [dict(zip(table, values)) for values in zip(*table.values())]
-        wheres = [f"{path}: row {i}" for i in range(len(rows))]
-    else:
-        rows, wheres = [], []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                wheres.append(f"{path}: line {number}")
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise BadInput(f"{wheres[-1]}: not valid JSON ({error.msg}): write the file again")
-    if not rows:
-        raise BadInput(f"{path}: no pairs: rerun preprocess.py")
-    return [_pair(row, where) for row, where in zip(rows, wheres)]
+    """Pairs in any of the forms of formats.py, which says aloud which one it found."""
+    return [_pair(row, where) for where, row in read_preferences(path)]
 
 
-def _pair(row, where: str) -> Pair:
-    if not isinstance(row, dict) or not {"chosen", "rejected"} <= row.keys():
-        raise BadInput(f"{where}: a pair needs 'chosen' and 'rejected': rerun preprocess.py")
+def _pair(row: dict, where: str) -> Pair:
+    if row["chosen"][:-1] == row["rejected"][:-1]:
+        row["rejected"] = row["chosen"][:-1] + row["rejected"][-1:]  # one prompt in memory, not two
     for side in ("chosen", "rejected"):
         if check_messages(row[side], f"{where}, {side}")[-1]["role"] != "assistant":
             raise BadInput(f"{where}, {side}: the last turn must be the assistant's: it is the one that is scored")
     for key in ("chosen_reward", "rejected_reward"):
         reward = row.get(key)
-        if reward is not None and (isinstance(reward, (bool, str)) or not math.isfinite(reward)):
-            raise BadInput(f"{where}: {key} is {reward!r}, not a finite number: rerun preprocess.py")
-    return Pair(row["chosen"], row["rejected"], row.get("index"), row.get("chosen_reward"), row.get("rejected_reward"))
+        if reward is not None and not _is_reward(reward):
+            raise BadInput(f"{where}: {key} is {repr(reward)[:40]}, not a finite number: rerun preprocess.py")
+    return Pair(**row)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return os.kill(pid, 0) is None
+    except OSError as error:
+        return isinstance(error, PermissionError)
 
 
 @contextlib.contextmanager
 def atomic_file(path: str):
     """A text file that appears under its name whole, or not at all: temporary file, fsync, rename."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
+    for stale in glob.glob(glob.escape(path) + ".tmp-*"):
+        if not _runs(int(stale.rpartition("-")[2])):  # it was killed while it wrote
+            os.unlink(stale)
     temporary = f"{path}.tmp-{os.getpid()}"
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if os.path.exists(path):
+            shutil.copymode(path, temporary)  # a private file stays private
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
@@ -239,6 +226,22 @@ def write_jsonl(path: str, rows) -> None:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+_locks: dict[str, int] = {}  # path -> descriptor, of what this process alone may write until it ends
+
+
+def lock(path: str) -> None:
+    """Keep other runs off a file or folder until this process ends, however it ends. Raises BadInput where one is at it."""
+    if path not in _locks:
+        _locks[path] = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(_locks[path], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(_locks.pop(path))
+            raise BadInput(f"{path}: another run is writing there: wait for it, or choose another path")
+        except OSError:
+            pass  # a file system without locks
+
+
 class Journal:
     """Finished work of a long stage, kept line by line, so that a killed run goes on where it stopped.
 
@@ -248,38 +251,47 @@ class Journal:
     """
 
     def __init__(self, target: str, work: dict, rank: int = 0):
+        self.path, self.work, self.file = f"{target}.journal-{rank}", work, None
         self.done: dict[int, object] = {}
         for path in sorted(glob.glob(glob.escape(target) + ".journal-*")):
             lines = Path(path).read_bytes().split(b"\n")[:-1]  # what follows the last newline was cut short
-            if len(lines) > 1 and json.loads(lines[0]) != json.loads(json.dumps(work)):
+            if len(lines) < 2:
+                continue  # nothing was finished: whatever work it was begun for, it may serve this one
+            try:
+                begun, *entries = map(json.loads, lines)
+                self.done |= entries
+            except (ValueError, TypeError):
+                raise BadInput(f"{path}: damaged: delete it, and its work is done again")
+            if begun != json.loads(json.dumps(work)):
                 raise BadInput(f"{path}: holds unfinished work with other settings or inputs: repeat those, or delete it")
-            for line in lines[1:]:
-                key, value = json.loads(line)
-                self.done[key] = value
-        path = Path(f"{target}.journal-{rank}")
-        whole = path.read_bytes() if path.exists() else b""
-        if whole.count(b"\n") < 2:  # nothing was finished: whatever work it was begun for, it may serve this one
-            whole = b""
-        self.file = open(path, "ab")  # never rewritten: a kill here must not cost what was finished
-        self.file.truncate(whole.rfind(b"\n") + 1)
-        if not whole:
-            self.file.write(json.dumps(work).encode() + b"\n")
-        self._sync()
+        if Path(self.path).exists():
+            lock(self.path)
+
+    def _open(self) -> None:
+        """Only now, with work to keep, is the file made. It is never rewritten: a kill must not cost what was finished."""
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "ab")
+        lock(self.path)
+        whole = Path(self.path).read_bytes()
+        size = whole.rfind(b"\n") + 1 if whole.count(b"\n") > 1 else 0
+        self.file.truncate(size)
+        if not size:
+            self.file.write(json.dumps(self.work).encode() + b"\n")
 
     def add(self, entries: dict[int, object]) -> None:
         """Keep finished work: number of the piece -> its result (anything JSON holds)."""
+        if not self.file:
+            self._open()
         for key, value in entries.items():
             self.file.write(json.dumps([key, value], ensure_ascii=False).encode() + b"\n")
-        self._sync()
-        self.done.update(entries)
-
-    def _sync(self) -> None:
         self.file.flush()
         os.fsync(self.file.fileno())
+        self.done.update(entries)
 
     def delete(self, target: str) -> None:
         """Once the target is written the journal has served."""
-        self.file.close()
+        if self.file:
+            self.file.close()
         for path in glob.glob(glob.escape(target) + ".journal-*"):
             os.unlink(path)
 
@@ -311,6 +323,55 @@ def run_facts(config, inputs: dict[str, str]) -> dict:
     }
 
 
+# ---- shards: one stage on machines that share nothing but files ---------------------------------------------------
+
+
+def shard_of(target: str, shard: str, rows: int) -> tuple[str, slice]:
+    """(path, share) of --shard "3/16": where the third of 16 shards of `target` goes, and every 16th piece of work from
+    the third on; of "": `target` and all work."""
+    if not shard:
+        return target, slice(None)
+    words = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, count = map(int, words.groups()) if words else (0, 0)
+    if not 1 <= number <= count <= rows:
+        raise BadInput(f"--shard {shard}: say 3/16 for the third of 16 (1 to the {rows:,} prompts are possible), or merge")
+    return f"{target}.shard-{number}-of-{count}", slice(number - 1, None, count)
+
+
+def write_shard(path: str, results: dict[int, object]) -> None:
+    write_jsonl(path, ({"row": row, "result": result} for row, result in results.items()))
+
+
+def read_shards(config, rows: int, **inputs: str) -> tuple[object, dict, list]:
+    """What the shards beside config.target_path were made by, config and facts, and the results of all rows in order.
+
+    Raises BadInput where shards or rows are missing or doubled, or come from other settings, inputs or a changed file."""
+    target, found, first = config.target_path, {}, {}
+    names = [name for name in glob.glob(glob.escape(target) + ".shard-*-of-*") if re.search(r"-of-\d+$", name)]
+    counts = sorted({int(name.rpartition("-of-")[2]) for name in names})
+    if len(counts) != 1:
+        raise BadInput(f"{target}: " + (f"shards of {counts[0]} and of {counts[1]} lie beside it: delete one set" if counts else "no shards lie beside it: run --shard 1/N to N/N"))
+    paths = [shard_of(target, f"{number}/{counts[0]}", rows)[0] for number in range(1, counts[0] + 1)]
+    if missing := [path for path in paths if path not in names]:
+        raise BadInput(f"{missing[0]}: missing, and with it {len(missing)} of {counts[0]} shards: run them, or wait for them")
+    for path in paths:
+        if not check_lineage(path, **inputs):
+            raise BadInput(f"{path}: no run file beside it: make the shard again")
+        run = read_run_file(path)
+        first = first or run
+        if run["work"] != first["work"]:
+            raise BadInput(f"{path}: made with other settings or inputs than {paths[0]}: make it again with the same")
+        for where, entry in read_rows(path):
+            if entry["row"] in found:
+                raise BadInput(f"{where}: row {entry['row']} is in another shard too: make the shards again")
+            found[entry["row"]] = entry["result"]
+    if gaps := set(range(rows)) - found.keys():
+        raise BadInput(f"{target}: {len(gaps):,} of {rows:,} rows are in no shard, the first is row {min(gaps)}: make the shards again")
+    settings = {name: value for name, value in first["config"].items() if not name.endswith("_path")}
+    facts = {name: value for name, value in first.items() if name not in ("config", "command", "time", "inputs", "output")}
+    return replace(config, **settings | {"shard": ""}), facts, [found[row] for row in range(rows)]
+
+
 def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
@@ -328,7 +389,10 @@ def _commit() -> str | None:
 
 def read_run_file(path: str) -> dict | None:
     """The run file beside `path`, or None where there is none (a file from elsewhere)."""
-    return read_json(f"{path}.run.json") if Path(f"{path}.run.json").exists() else None
+    run = read_json(f"{path}.run.json") if Path(f"{path}.run.json").exists() else None
+    if not isinstance(run, dict | None):
+        raise BadInput(f"{path}.run.json: not a run file: remove it, or make {path} again")
+    return run
 
 
 def check_lineage(path: str, **inputs: str) -> bool:

@@ -34,6 +34,7 @@ td { overflow-wrap: normal; white-space: nowrap; } td:first-child { white-space:
 .plots .card { margin: 0; } .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: .8rem; } figure { margin: 0; } figure svg { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto; }
 svg text { font-family: system-ui, sans-serif !important; }
 @media (max-width: 30rem) { table { font-size: .875rem; } th, td { padding: .3rem .3rem; } }
+.text span { border-radius: 2px; }
 summary { cursor: pointer; } details .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); gap: .8rem; }
 .text { white-space: pre-wrap; border: 1px solid var(--line); border-radius: 6px; padding: .5rem .7rem; margin: .3rem 0; font-size: .9rem; max-height: 22rem; overflow-y: auto; }
 """
@@ -48,13 +49,17 @@ CSP = '<meta http-equiv="Content-Security-Policy" content="default-src \'none\';
 def write(path: str, title: str, facts: list[str], runs: list[dict], gold: np.ndarray, texts=None) -> None:
     """Write the report. gold: (P, K) rewards; texts: (prompts, responses) of the same rows, or None.
 
-    runs: one a model: name; rewards (P, K); numbers (diagnostics.compare); verdicts; metrics (lines of metrics.jsonl,
-    may be empty).
+    runs: one a model: name; rewards (P, K); numbers (diagnostics.compare); findings; metrics (lines of metrics.jsonl,
+    may be empty); tokens: {(row, response): [(text, reward), ...]} to colour, may be absent.
     """
     body = [f"<h1>{escape(title)}</h1>", *(f'<p class="soft">{escape(fact)}</p>' for fact in facts)]
-    body += ["<h2>Verdicts</h2>", *(_verdicts(run) for run in runs), "<h2>Numbers</h2>", _numbers(runs)]
+    body += ["<h2>Verdicts</h2>", *(_findings(run) for run in runs), "<h2>Numbers</h2>", _numbers(runs)]
     body += ["<h2>Pictures</h2>", f'<div class="plots">{"".join(_pictures(runs, gold))}</div>']
     body += ["<h2>The most wrong pairs</h2>", *(_wrong_pairs(run, gold, texts) for run in runs)]
+    _page(path, title, body)
+
+
+def _page(path: str, title: str, body: list[str]) -> None:
     head = f'<meta charset="utf-8">{CSP}<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title><style>{STYLE}</style>'
     with records.atomic_file(path) as file:
         file.write(f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n")
@@ -63,21 +68,36 @@ def write(path: str, title: str, facts: list[str], runs: list[dict], gold: np.nd
 # ---- words and numbers -----------------------------------------------------------------------------------------
 
 
-def _verdicts(run: dict) -> str:
-    if not run["verdicts"]:
+def _findings(run: dict) -> str:
+    if not run["findings"]:
         numbers = run["numbers"]
         measured = "match {match:.3f}, " + ("spread {margin_std_ratio:.2f} times gold's" if numbers["margin_std_ratio"] is not None else "no spread to compare")
         return f'<div class="card finding fine"><h3>{escape(run["name"])}</h3><b class="tag">no finding</b> {measured.format(**numbers)}</div>'
-    return "".join(_finding(run["name"], verdict) for verdict in run["verdicts"])
+    return "".join(_finding(run["name"], finding) for finding in run["findings"])
 
 
-def _finding(name: str, verdict: dict) -> str:
-    causes = "".join(f"<li>{escape(cause)}</li>" for cause in verdict["causes"])
+def _finding(name: str, finding: dict) -> str:
+    causes = "".join(f"<li>{escape(cause)}</li>" for cause in finding["causes"])
     return (
-        f'<div class="card finding {verdict["severity"]}"><h3>{escape(name)}: {escape(verdict["id"].replace("_", " "))}</h3>'
-        f'<p><b class="tag">{verdict["severity"]}</b> {escape(verdict["evidence"])}</p>'
-        f"<p>Likely causes, in this order:</p><ol>{causes}</ol><p><b>What to do:</b> {escape(verdict['advice'])}</p></div>"
+        f'<div class="card finding {finding["severity"]}"><h3>{escape(name)}: {escape(finding["id"].replace("_", " "))}</h3>'
+        f'<p><b class="tag">{finding["severity"]}</b> {escape(finding["evidence"])}</p>'
+        f"<p>Likely causes, in this order:</p><ol>{causes}</ol><p><b>What to do:</b> {escape(finding['advice'])}</p></div>"
     )
+
+
+def write_best_of_n(path: str, title: str, curves: dict[str, list[dict]]) -> None:
+    """Best-of-n curves (diagnostics.expected_best_of_n), one a proxy, against n and against KL."""
+    pictures = []
+    for x, xlabel in (("n", "n, responses to choose from"), ("kl", "KL from the sampled policy, nats: log n - (n - 1) / n")):
+        figure, axes = _figure("")
+        for i, (name, rows) in enumerate(curves.items()):
+            axes.errorbar([row[x] for row in rows], [row["gold"] for row in rows], yerr=[1.96 * row["gold_error"] for row in rows], color=_colour(i), linestyle=_dash(i), marker="o", markersize=3, linewidth=1.2, capsize=2, label=f"picked by {_plain(name)}")
+        axes.plot([row[x] for row in rows], [row["gold_own"] for row in rows], color=GOLD, linestyle="--", linewidth=1.2, label="picked by gold itself")
+        axes.set(xlabel=xlabel, ylabel="expected gold reward")
+        if x == "n":
+            axes.set_xscale("log", base=2)
+        pictures.append(_svg(figure, axes, "Gold's reward of the best of n by each proxy, with 95% intervals. A curve that turns down is an over-optimised proxy.", legend="best"))
+    _page(path, title, [f"<h1>{escape(title)}</h1>", f'<div class="plots">{"".join(pictures)}</div>'])
 
 
 ROWS = (  # what, how (by str.format on the numbers), healthy
@@ -91,6 +111,14 @@ ROWS = (  # what, how (by str.format on the numbers), healthy
     ("rewards: std", "{proxy_std:.2f}", "gold's: {gold_std:.2f}"),
     ("rewards: min to max", "{proxy_min:.1f} to {proxy_max:.1f}", "gold's: {gold_min:.1f} to {gold_max:.1f}"),
     ("pairs tied by the proxy", "{proxy_ties:,} of {compared:,}", "healthy: near 0"),
+    ("slope of margins on gold's", "{margin_slope:.2f}", "healthy: 0.5 to 2"),
+    ("calibration error (ECE)", "{ece:.3f}", "healthy: below 0.1"),
+    ("scale that would calibrate the margins", "{best_scale:.2f}", "compressed: far above 1"),
+    ("correlation with length", "{proxy_length_correlation:.2f}", "gold's: {gold_length_correlation:.2f}"),
+    ("match that length alone reaches", "{length_match:.3f}", "a floor"),
+    ("match of a linear probe on frozen features", "{probe_match:.3f}", "a floor"),
+    ("right on its training pairs", "{read_accuracy:.3f}", "healthy: above 0.95"),
+    ("training labels that gold contradicts", "{label_noise:.1%}", "healthy: near 0"),
     ("training loss at the end", "{train_loss:.3f}", "healthy: below 0.3"),
     ("training accuracy at the end", "{train_accuracy:.3f}", "healthy: above 0.95"),
 )
@@ -119,13 +147,15 @@ def _wrong_pairs(run: dict, gold: np.ndarray, texts) -> str:
     if not found or texts is None:
         why = "every pair is ranked as gold ranks it, or tied." if not found else "their texts are not at hand: give --prompts-path and --responses-path."
         return f'<p class="soft">{escape(run["name"])}: {why}</p>'
-    parts = [f'<h3>{escape(run["name"])}</h3><p class="soft">Gold and proxy disagree most here (product of both margins).</p>']
+    tokens = run.get("tokens", {})
+    how = " Colours: the head applied at each token, blue above 0 and red below; it is trained at the last token only, so earlier ones are its hunches." if tokens else ""
+    parts = [f'<h3>{escape(run["name"])}</h3><p class="soft">Gold and proxy disagree most here (product of both margins).{how}</p>']
     for number, (row, by_gold, by_proxy) in enumerate(found):
         r, g = run["rewards"][row], gold[row]
         line = f"Row {row}: gold prefers response {by_gold + 1} by {g[by_gold] - g[by_proxy]:.2f}, the proxy response {by_proxy + 1} by {r[by_proxy] - r[by_gold]:.2f}"
         prompt = "\n\n".join(f"[{message['role']}] {message['content']}" for message in texts[0][row] if message["content"].strip())
         sides = "".join(
-            f'<div><p><b>Response {side + 1}</b>, {who}<br><span class="soft">gold {g[side]:.2f}, proxy {r[side]:.2f}</span></p><div class="text">{_text(texts[1][row][side])}</div></div>'
+            f'<div><p><b>Response {side + 1}</b>, {who}<br><span class="soft">gold {g[side]:.2f}, proxy {r[side]:.2f}</span></p><div class="text">{_coloured(tokens[row, side]) if (row, side) in tokens else _text(texts[1][row][side])}</div></div>'
             for side, who in ((by_gold, "gold's choice"), (by_proxy, "the proxy's choice"))
         )
         parts.append(f'<details class="card"{" open" if number == 0 else ""}><summary>{line}</summary><div class="text">{_text(prompt)}</div><div class="sides">{sides}</div></details>')
@@ -135,6 +165,13 @@ def _wrong_pairs(run: dict, gold: np.ndarray, texts) -> str:
 def _text(text: str) -> str:
     cut = len(text) - SHOWN_CHARACTERS
     return escape(text if cut <= 0 else text[:SHOWN_CHARACTERS]) + (f" <i>... {cut:,} more characters</i>" if cut > 0 else "")
+
+
+def _coloured(tokens: list[tuple[str, float]]) -> str:
+    """Tokens on a ground of their reward's colour, as strong as the reward is large; the number itself on hovering."""
+    most = max(abs(reward) for _, reward in tokens) or 1.0
+    tone = {True: "var(--s0)", False: "var(--error)"}
+    return "".join(f'<span style="background:color-mix(in srgb,{tone[reward > 0]} {45 * abs(reward) / most:.0f}%,transparent)" title="{reward:.2f}">{escape(text).replace(chr(10), "&crarr;" + chr(10))}</span>' for text, reward in tokens)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------
@@ -149,7 +186,10 @@ def _pictures(runs: list[dict], gold: np.ndarray) -> list[str]:
                                 "Rewards on one axis. A proxy whose hump is far narrower than gold's is compressed; an offset alone means nothing."))  # fmt: skip
     pictures.append(_histograms(runs, [margin * np.sign(gold_margin[compared]) for margin in margins], np.abs(gold_margin[compared]), "margin towards gold's choice",
                                 "Margins, counted towards gold's choice: left of 0 are the misses. Gold's own margins are shaded."))  # fmt: skip
-    pictures.append(_match_by_margin(runs))
+    pictures.append(_match_by(runs, "by_gold_margin", "gold margin, in shares of equal size", "Match by how much gold cares, with 95% intervals. It should climb from near 0.5 to near 1."))
+    if all("by_length_gap" in run["numbers"] for run in runs):
+        pictures.append(_match_by(runs, "by_length_gap", "characters by which gold's choice is longer", "Match by length. A line that climbs steeply is a proxy that goes by length, up or down."))
+    pictures.append(_reliability(runs))
     return pictures + [_training(run, i) for i, run in enumerate(runs) if len(run["metrics"]) > 1]
 
 
@@ -180,19 +220,29 @@ def _histograms(runs: list[dict], values: list[np.ndarray], gold: np.ndarray, xl
     return _svg(figure, axes, caption, legend="best")
 
 
-def _match_by_margin(runs: list[dict]) -> str:
+def _match_by(runs: list[dict], key: str, xlabel: str, caption: str) -> str:
     figure, axes = _figure("")
     for i, run in enumerate(runs):
-        rows = run["numbers"]["by_gold_margin"]
+        rows = run["numbers"][key]
         x = np.arange(len(rows)) + 0.08 * (i - (len(runs) - 1) / 2)
-        match, low, high = (np.array([row[key] for row in rows]) for key in ("match", "match_low", "match_high"))
+        match, low, high = (np.array([row[name] for row in rows]) for name in ("match", "match_low", "match_high"))
         axes.errorbar(x, match, yerr=[match - low, high - match], color=_colour(i), linestyle=_dash(i), marker="o", markersize=4, linewidth=1.2, capsize=2, label=_plain(run["name"]))
     axes.axhline(0.8, color=GOLD, linewidth=1, linestyle="--", label="good: 0.80")
     axes.axhline(0.5, color=TEXT, alpha=0.5, linewidth=1, linestyle=":", label="random: 0.50")
-    rows = runs[0]["numbers"]["by_gold_margin"]
-    axes.set(ylim=(0, 1.03), xlabel="gold margin, in shares of equal size", ylabel="match with gold")
-    axes.set_xticks(range(len(rows)), [f"{row['gold_margin_from']:.2g} to\n{row['gold_margin_to']:.2g}" for row in rows])
-    return _svg(figure, axes, "Match by how much gold cares, with 95% intervals. It should climb from near 0.5 to near 1.", legend="lower right")
+    rows = runs[0]["numbers"][key]
+    axes.set(ylim=(0, 1.03), xlabel=xlabel, ylabel="match with gold")
+    axes.set_xticks(range(len(rows)), [f"{row['from']:.2g} to\n{row['to']:.2g}" for row in rows])
+    return _svg(figure, axes, caption, legend="lower right")
+
+
+def _reliability(runs: list[dict]) -> str:
+    figure, axes = _figure("")
+    for i, run in enumerate(runs):
+        rows = run["numbers"]["reliability"]
+        axes.plot([row["confidence"] for row in rows], [row["right"] for row in rows], color=_colour(i), linestyle=_dash(i), marker="o", markersize=4, linewidth=1.2, label=_plain(run["name"]))
+    axes.axline((0.5, 0.5), slope=1, color=GOLD, linewidth=1.2, linestyle="--", label="calibrated")
+    axes.set(xlim=(0.48, 1.02), ylim=(0, 1.03), xlabel="confidence, sigmoid(|margin|)", ylabel="share ranked as gold")
+    return _svg(figure, axes, "Calibration: above the line the proxy is less sure than it may be, as a compressed one is; below it too sure.", legend="lower right")
 
 
 def _training(run: dict, i: int) -> str:

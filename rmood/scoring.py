@@ -26,16 +26,18 @@ def score_groups(
     done: dict[int, list[float]] | None = None,
     keep: Callable[[dict[int, list[float]]], None] = lambda finished: None,
     passes_per_keep: int = 8,
-) -> list[list[float]]:
+    share: slice = slice(None),
+) -> list[list[float] | None]:
     """Rewards of each group's conversations, in order, on every rank.
 
     Passes are planned from the lengths alone and dealt out in turn; every rank runs as many (a sharded model needs
     that), if need be one more for nothing. done: rewards known from an earlier run; passes they cover are skipped.
-    keep: called on each rank with what it has just finished.
+    keep: called on each rank with what it has just finished. share: of the planned passes; None for groups outside it.
     """
     check_budget(groups, tokens_per_pass, "group")
     done = done or {}
-    passes = [p for p in plan_scoring([group.tokens for group in groups], tokens_per_pass, groups_per_pass) if not all(i in done for i in p)]
+    planned = plan_scoring([group.tokens for group in groups], tokens_per_pass, groups_per_pass)[share]
+    passes = [p for p in planned if not all(i in done for i in p)]
     found: dict[int, list[float]] = {}
     training, fresh = model.training, {}
     model.eval()
@@ -60,7 +62,8 @@ def score_groups(
     for i, rewards in found.items():
         table[i, : len(rewards)] = torch.tensor(rewards, dtype=torch.float64)
     table = process.sum(table).tolist()
-    return [done[i] if i in done else table[i][: len(group.rows)] for i, group in enumerate(groups)]
+    mine = {i for p in planned for i in p}
+    return [(done.get(i) or table[i][: len(group.rows)]) if i in mine else None for i, group in enumerate(groups)]
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,20 @@ token is. The template writes every special token itself (also BOS), so its text
 """
 
 import hashlib
+import itertools
 import json
 import os
+from array import array
 from pathlib import Path
 
-import jinja2
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from . import BadInput, one_line
+from . import BadInput, model_folder, one_line
 from .config import layout
 
 CACHED_FROM = 4096  # conversations; fewer are tokenized faster than a file is worth
@@ -25,9 +27,10 @@ CACHED_FROM = 4096  # conversations; fewer are tokenized faster than a file is w
 def load_tokenizer(name: str, chat_template: str = "") -> PreTrainedTokenizerBase:
     """A tokenizer with a chat template: its own, or the one in the file `chat_template`."""
     transformers_logging.set_verbosity_error()
+    folder = model_folder(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # transformers raises many kinds: gated, missing, offline, broken file
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
         raise BadInput(f"{name}: no tokenizer could be loaded ({one_line(error)}): check the name or path, and the access to it")
     if chat_template:
         try:
@@ -62,10 +65,13 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
 def render(messages: list[dict], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
     """The conversation exactly as the model reads it."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # a template may raise any kind
         roles = ", ".join(message["role"] for message in messages)
         raise BadInput(f"the chat template refuses the turns [{roles}] ({one_line(error)}): mend them, or pass another --chat-template")
+    if not text:
+        raise BadInput("the chat template writes nothing: pass another by --chat-template")
+    return text
 
 
 def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -73,26 +79,30 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[in
     return tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"] if texts else []
 
 
-def encode_rendered(conversations: list[list[dict]], tokenizer) -> list[list[int]]:
-    """Token ids of whole conversations as rendered. Those of a large set are kept in <RMOOD_HOME>/cache under the hash of
-    texts, template and vocabulary, so that the next run reads them: 3,816 pairs in half a second instead of five."""
+def encode_rendered(conversations: list[list[dict]], tokenizer) -> list[array]:
+    """Token ids of whole conversations as rendered, 4 bytes each where a list takes 36. Those of a large set are kept in
+    <RMOOD_HOME>/cache under the hash of texts, template and vocabulary: 3,816 pairs in half a second instead of five."""
+    texts = (render(messages, tokenizer) for messages in tqdm(conversations, desc="rendering", mininterval=1, delay=2, leave=False))
+    pieces = iter(lambda: list(itertools.islice(texts, CACHED_FROM)), [])  # a tokenizer holds 150 bytes a token while it works
+    rows = (array("i", ids) for piece in pieces for ids in encode(piece, tokenizer))
     if len(conversations) < CACHED_FROM:
-        return encode([render(messages, tokenizer) for messages in conversations], tokenizer)
-    parts = (json.dumps(conversations), tokenizer.chat_template, tokenizer.backend_tokenizer.to_str())
-    key = hashlib.sha256("\0".join(hashlib.sha256(part.encode()).hexdigest() for part in parts).encode()).hexdigest()
-    path = Path(layout("")["home"], "cache", f"tokens-{key}.safetensors")
+        return list(rows)
+    key = hashlib.sha256()
+    for part in (tokenizer.chat_template, tokenizer.backend_tokenizer.to_str(), *conversations):
+        key.update(hashlib.sha256(json.dumps(part).encode()).digest())
+    path = Path(layout("")["home"], "cache", f"tokens-{key.hexdigest()}.safetensors")
     if path.exists():
         kept = load_file(path)
-        return [row.tolist() for row in kept["ids"].split(kept["lengths"].tolist())]
-    rows = encode([render(messages, tokenizer) for messages in tqdm(conversations, desc="rendering", delay=2, leave=False)], tokenizer)
+        return [array("i", ids.tobytes()) for ids in np.split(kept["ids"].numpy(), kept["lengths"].cumsum(0)[:-1].numpy())]
+    rows = list(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    save_file({"ids": torch.tensor([i for row in rows for i in row], dtype=torch.int32), "lengths": torch.tensor([len(row) for row in rows])}, temporary)
+    save_file({"ids": torch.from_numpy(np.concatenate(rows)), "lengths": torch.tensor([len(row) for row in rows])}, temporary)
     os.replace(temporary, path)
     return rows
 
 
-def encode_conversations(conversations: list[list[dict]], tokenizer, max_length: int) -> tuple[list[list[int]], list[int]]:
+def encode_conversations(conversations: list[list[dict]], tokenizer, max_length: int) -> tuple[list[array], list[int]]:
     """Token ids of each conversation, and the rows that were cut to max_length tokens.
 
     A long conversation loses tokens from the end of its last message, never the template's closing tokens: the
@@ -108,7 +118,7 @@ def encode_conversations(conversations: list[list[dict]], tokenizer, max_length:
         opening, closing = encode([opening_text, closing_text], tokenizer)
         if len(opening) + len(closing) >= max_length:
             raise BadInput(f"conversation {i}: its prompt alone has {len(opening)} tokens of --max-length {max_length}: raise it, or drop the row")
-        rows[i] = rows[i][: max_length - len(closing)] + closing
+        rows[i] = rows[i][: max_length - len(closing)] + array("i", closing)
     return rows, cut
 
 

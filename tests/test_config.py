@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 
@@ -8,14 +9,19 @@ from rmood.config import layout, opt, parse
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str = opt("alpacafarm", "names the paths")
+    dataset: str = opt("alpacafarm", "names the paths", group="data")
     data_path: str = opt("{pairs}", "pairs")
     models: list[str] = opt([], "several")
-    lr: float = opt(5e-5, "rate", above=0)
+    lr: float = opt(5e-5, "rate", group="optimization", above=0)
     epochs: int = opt(2, "passes", at_least=1)
     share: float = opt(0.0, "100% sure", at_least=0, at_most=0.5)
-    overwrite: bool = opt(False, "replace")
+    overwrite: bool = opt(False, "replace", group="data")
     layout: str = opt("packed", "one of two", choices=["packed", "padded"])
+
+
+def write(path, value) -> str:
+    path.write_text(json.dumps(value))
+    return str(path)
 
 
 def given(*argv: str) -> Config:
@@ -63,8 +69,35 @@ def test_an_impossible_value_is_a_letter(argv, expected):
     assert expected in str(letter.value) and "train.py" in str(letter.value) and "\n" not in str(letter.value)
 
 
-def test_help_shows_every_default(capsys):
+def test_a_run_file_repeats_its_run_and_flags_win(tmp_path):
+    first = given("--data-path", "a b", "--models", "x", "--lr", "1e-3", "--overwrite", "--layout", "padded")
+    run = write(tmp_path / "run.json", {"config": asdict(first), "command": ["train.py"], "versions": {}})
+    assert given("--config", run) == first
+    assert given("--epochs", "5", f"--config={run}", "--no-overwrite", "--models", "y", "z") == replace(first, epochs=5, overwrite=False, models=["y", "z"])
+    assert given("--config", write(tmp_path / "plain.json", {"epochs": 7})).epochs == 7
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"learning_rate": 1e-3}, "'learning_rate' is no setting here: pass a run file of this very script"),
+        ({"lr": "fast"}, "invalid float value: 'fast'"),
+        ({"lr": -1}, "--lr -1.0: must be above 0"),
+        ({"epochs": True}, "argument --epochs: expected one argument"),
+        ({"layout": "flat"}, "invalid choice: 'flat'"),
+        ([1], "holds no settings: pass a run.json"),
+    ],
+)
+def test_a_run_file_that_cannot_be_repeated_is_a_letter(settings, expected, tmp_path):
+    with pytest.raises(BadInput) as letter:
+        given("--config", write(tmp_path / "run.json", {"config": settings} if isinstance(settings, dict) else settings))
+    assert expected in str(letter.value) and "\n" not in str(letter.value)
+
+
+def test_help_has_groups_an_example_and_every_default(capsys):
     with pytest.raises(SystemExit) as stop:
         given("--help")
     out = capsys.readouterr().out
+    headings = [out.index(f"\n{words}\n") for words in ("data:", "optimization:", "example: python train.py --dataset toy")]
+    assert headings[0] < out.index("--overwrite") < headings[1] < out.index("--lr") and "\x1b" not in out  # no colours: not a terminal
     assert stop.value.code == 0 and "5e-05" in out and "{pairs}" in out and "100% sure" in out

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from itertools import combinations
 from html.parser import HTMLParser
 
 import numpy as np
@@ -20,7 +21,7 @@ def rewards(*rows) -> np.ndarray:
 
 
 def fault_ids(numbers: dict) -> list[str]:
-    return [verdict["id"] for verdict in diagnostics.verdicts(numbers)]
+    return [finding["id"] for finding in diagnostics.findings(numbers)]
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------
@@ -83,10 +84,10 @@ def test_rank_correlation_shares_ranks_and_ignores_the_spread():
 def test_match_by_gold_margin_counts_every_compared_pair_once():
     """Ten margins 1..10, the proxy wrong on 1 and 2 only: five bins of two, the first has match 0."""
     gold = np.arange(1.0, 11)[:, None]
-    rows = diagnostics.match_by_gold_margin(np.where(gold <= 2, -1.0, 1.0), gold)
+    rows = diagnostics.match_by(np.abs(gold), np.where(gold <= 2, -1.0, 1.0), gold)
     assert [row["pairs"] for row in rows] == [2] * 5 and [row["match"] for row in rows] == [0, 1, 1, 1, 1]
-    assert [(row["gold_margin_from"], row["gold_margin_to"]) for row in rows][:2] == [(1, 2), (3, 4)]
-    one_size = diagnostics.match_by_gold_margin(np.ones((6, 1)), np.ones((6, 1)))
+    assert [(row["from"], row["to"]) for row in rows][:2] == [(1, 2), (3, 4)]
+    one_size = diagnostics.match_by(*np.ones((3, 6, 1)))
     assert [row["pairs"] for row in one_size] == [6]  # equal margins stay together
 
 
@@ -107,7 +108,7 @@ def test_quality_of_pairs_by_hand():
 
 def test_training_summary_is_the_last_tenth():
     metrics = [{"step": s, "loss": 1 - s / 100, "accuracy": 0.5 + s / 100} for s in range(1, 21)] + [{"step": 20, "eval_loss": 9.0}]
-    assert diagnostics.training_summary(metrics) == pytest.approx(dict(first_loss=0.99, train_loss=0.805, train_accuracy=0.695))  # steps 19, 20
+    assert diagnostics.training_summary(metrics) == pytest.approx(dict(first_loss=0.99, train_loss=0.805, train_accuracy=0.695, steps=20, loss_fell=0.05))  # steps 19, 20; 11 to 15, 16 to 20
     assert diagnostics.training_summary([]) == {} == diagnostics.training_summary([{"step": 1, "eval_loss": 1.0}])
 
 
@@ -183,21 +184,127 @@ def test_three_responses_make_up_to_three_pairs_of_a_row():
     assert failures(pairs[:2], responses, gold, PROMPTS[:1]) == {"no pair is missing": ["row 0: gold gives 3 and 2"]}
 
 
-# ---- verdicts --------------------------------------------------------------------------------------------------
+# ---- length, calibration, gold, best of n ------------------------------------------------------------------------
+
+
+def test_length_alone_and_the_proxy_that_goes_by_it():
+    """Gold prefers the longer response in 3 of 4 pairs. A proxy that is the length matches those and no other."""
+    gold, lengths = rewards([1, 0], [1, 0], [1, 0], [0, 1]), rewards([9, 4], [9, 3], [9, 2], [9, 1])
+    found = diagnostics.length_numbers(lengths, gold, lengths)
+    assert found["length_match"] == 0.75 and found["proxy_length_correlation"] == pytest.approx(1)
+    assert diagnostics.length_gap(gold, lengths)[:, 0].tolist() == [5, 6, 7, -8]
+    rows = found["by_length_gap"]
+    assert rows[0]["match"] == 0 and all(row["match"] == 1 for row in rows[1:])
+
+
+def test_calibration_of_a_coin_and_of_a_sure_proxy():
+    """Margins log 3 are confidences of 3/4: right in 3 of 4, calibrated; always right, an ECE of 1/4; and the best scale of a
+    proxy whose margins are a tenth of the calibrated ones is 10."""
+    gold = np.tile([[1.0], [1], [1], [-1]], (100, 1))
+    found = diagnostics.calibration(np.full(gold.shape, math.log(3)), gold, bins=1)
+    assert found["ece"] == pytest.approx(0) and found["brier"] == pytest.approx(3 / 16) and found["best_scale"] == pytest.approx(1, rel=0.03)
+    assert diagnostics.calibration(np.full(gold.shape, math.log(3)), np.ones_like(gold))["ece"] == pytest.approx(0.25)
+    assert diagnostics.calibration(np.full(gold.shape, math.log(3) / 10), gold)["best_scale"] == pytest.approx(10, rel=0.03)
+
+
+def test_the_least_loss_of_noisy_labels():
+    """20% flipped: at the margin log(0.8 / 0.2) = log 4, -0.8 log 0.8 - 0.2 log 0.2 = 0.5004; no better margin exists."""
+    at = lambda margin: 0.8 * math.log1p(math.exp(-margin)) + 0.2 * math.log1p(math.exp(margin))  # noqa: E731
+    assert diagnostics.least_loss(0.2) == pytest.approx(0.5004, abs=1e-4) == pytest.approx(at(math.log(4)), abs=1e-4)
+    assert at(math.log(4)) < min(at(1.2), at(1.6)) and diagnostics.least_loss(0) == 0
+
+
+def test_margin_slope_is_the_compression():
+    gold = np.random.default_rng(0).normal(size=(50, 2))
+    assert diagnostics.compare(gold * 0.18, gold)["margin_slope"] == pytest.approx(0.18)
+
+
+def test_a_clipped_gold_piles_up_at_its_ends():
+    gold = np.random.default_rng(0).normal(size=(2000, 2))
+    assert diagnostics.gold_numbers(gold)["gold_at_ends"] < 0.01
+    assert diagnostics.gold_numbers(gold.clip(-1, 1))["gold_at_ends"] == pytest.approx(0.32, abs=0.03)  # beyond one std
+
+
+def test_identical_responses_must_get_one_reward():
+    texts = [["a", "a"], ["b", "c"]]
+    assert diagnostics.twin_gap(rewards([1, 1], [0, 3]), texts) == dict(twins=1, twin_gap=0)
+    assert diagnostics.twin_gap(rewards([1, 2], [0, 3]), texts)["twin_gap"] == pytest.approx(1)  # |-1| over the std of (-1, -3)
+
+
+def test_labels_are_held_against_the_gold_file_or_the_pairs_own_rewards():
+    good, bad = pair(0, "a", "b", index=0), pair(1, "c", "d", index=1)
+    responses, gold = [["a", "b"], ["c", "d"]], [[2.0, 1.0], [1.0, 2.0]]
+    assert diagnostics.label_noise([good, bad], None, responses, gold)["label_noise"] == 0.5
+    assert diagnostics.label_noise([good, bad], None, None, None) == {}
+    own = [pair(0, "x", "y", chosen_reward=1.0, rejected_reward=2.0), pair(1, "x", "y", chosen_reward=2.0, rejected_reward=1.0)]
+    assert diagnostics.label_noise(own, None, None, None)["label_noise"] == 0.5
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_best_of_n_is_the_mean_over_all_subsets(ties):
+    """Against every subset of n of 5 responses, picked by hand; equal rewards share."""
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.integers(0, 3, (4, 5)).astype(float) if ties else rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    for row in diagnostics.expected_best_of_n(proxy, gold):
+        worth = []
+        for p, g in zip(proxy, gold):
+            for subset in map(list, combinations(range(5), row["n"])):
+                worth.append(g[subset][p[subset] == p[subset].max()].mean())
+        assert row["gold"] == pytest.approx(np.mean(worth))
+    rows = diagnostics.expected_best_of_n(gold, gold)
+    assert [row["kl"] for row in rows[:2]] == pytest.approx([0, math.log(2) - 0.5])
+    assert all(row["gold"] == row["gold_own"] for row in rows) and rows[-1]["gold"] == pytest.approx(gold.max(axis=1).mean())
+
+
+# ---- findings --------------------------------------------------------------------------------------------------
 
 HEALTHY = dict(match=0.84, match_ties_half=0.845, match_low=0.81, match_high=0.87, compared=500, proxy_ties=2, proxy_tie_share=0.004, margin_std_ratio=0.9,
-               rank_correlation=0.85, train_accuracy=0.96, train_loss=0.2, proxy_bf16_share=0.0)  # fmt: skip
+               rank_correlation=0.85, train_accuracy=0.96, train_loss=0.2, proxy_bf16_share=0.0, steps=240, epochs=4, update_ratio=0.002, lost_updates=0.02, update_kept=1.0,
+               label_noise=0.0, with_gold=900, best_scale=1.0, gold_tie_share=0.05, gold_at_ends=0.01, gold_margin_std=4.0, duplicate_share=0.0, company_gap=1e-6,
+               template_differs=0.0, config_dropout=0.0, pad_is_last=0.0, dropped_share=0.0, order_differs=0.0, twin_gap=0.0, twins=40, backbone_moved=0.3,
+               backbone_tensors=34, grad_norm_backbone_max=2.0, read_accuracy=0.96, **{f"{way}_{of}": 0.0 for way in ("plain", "cut", "token") for of in ("gain", "gain_z")})  # fmt: skip
+SLOW = dict(train_accuracy=0.72, train_loss=0.6, match=0.70, match_ties_half=0.70, match_low=0.66, match_high=0.74, margin_std_ratio=0.1)  # whatever the cause
 
 
 @pytest.mark.parametrize(
     "fault, severity, numbers",
     [
+        ("rewards_shuffled", "error", dict(order_differs=1.0, match=0.5, match_ties_half=0.5, match_low=0.46, match_high=0.54)),
+        ("rewards_shuffled", "error", dict(label_noise=0.49)),
+        ("rewards_shuffled", "error", dict(match=0.5, match_ties_half=0.5, match_low=0.46, match_high=0.54)),
+        ("labels_flipped", "error", dict(match=0.18, match_ties_half=0.18, match_low=0.15, match_high=0.22)),
+        ("labels_flipped", "error", dict(label_noise=1.0)),
+        ("backbone_frozen", "error", SLOW | dict(backbone_moved=0.0)),
+        ("backbone_frozen", "error", SLOW | dict(grad_norm_backbone_max=0.0)),
+        ("bf16_updates_lost", "error", SLOW | dict(lost_updates=0.9, update_kept=0.3)),
+        ("chat_template_missing", "error", SLOW | dict(explained_by_plain=1.0, model="rm", explained="the rewards are")),
+        ("chat_template_missing", "error", dict(plain_gain=0.2, plain_gain_z=5.0, plain_accuracy=0.9, read_accuracy=0.7)),
+        ("chat_template_differs", "error", dict(template_differs=1.0, template_words="training 1234, scoring 5678")),
+        ("wrong_scored_token", "error", SLOW | dict(explained_by_token=1.0, explained="the rewards are", explained_token="at a pad after the end")),
+        ("wrong_scored_token", "error", dict(token_gain=0.2, token_gain_z=5.0, token_accuracy=0.9, token_words="a pad after the end", read_accuracy=0.7)),
+        ("wrong_scored_token", "error", dict(pad_is_last=1.0, pad_id=2)),
+        ("closing_token_cut", "error", SLOW | dict(explained_by_cut=1.0, explained="the rewards are", model="rm", cut_at=30, cut_share=0.6)),
+        ("closing_token_cut", "error", dict(cut_gain=0.2, cut_gain_z=5.0, cut_accuracy=0.9, cut_words="30", read_accuracy=0.7)),
+        ("closing_token_cut", "error", dict(dropped_share=0.4, max_length=30)),
+        ("dropout_left_on", "error", dict(twin_gap=0.2, reproduced=0.8)),
+        ("dropout_left_on", "warning", SLOW | dict(config_dropout=0.3)),
+        ("noisy_labels", "error", SLOW | dict(label_noise=0.2, least_loss=0.5)),
+        ("rewards_overcentred", "error", dict(margin_std_ratio=0.03, rank_correlation=0.8, best_scale=30.0, train_accuracy=0.84, train_loss=0.64)),
+        ("gold_nearly_constant", "error", dict(gold_tie_share=0.9, gold_min=0, gold_max=1, gold_std=0.2)),
+        ("gold_nearly_constant", "error", dict(gold_margin_std=0.001, gold_min=0.5, gold_max=0.501)),
+        ("gold_saturated", "warning", dict(gold_at_ends=0.5, gold_min=0, gold_max=1)),
+        ("reward_depends_on_company", "error", dict(company_gap=0.4)),
+        ("duplicate_prompts", "warning", dict(duplicate_share=0.3)),
+        ("learning_rate_too_low", "error", SLOW | dict(update_ratio=1e-4)),
+        ("noisy_labels", "error", SLOW | dict(best_scale=0.6)),
+        ("learning_rate_too_low", "error", SLOW),
+        ("too_few_epochs", "error", SLOW | dict(epochs=1, steps=60)),
+        ("too_few_epochs", "warning", dict(epochs=1, steps=100, train_accuracy=0.85, match=0.78, match_ties_half=0.78, match_low=0.75, match_high=0.81)),
         ("compressed_rewards", "error", dict(margin_std_ratio=0.18)),
         ("overdispersed_rewards", "warning", dict(margin_std_ratio=2.5)),
         ("low_match", "warning", dict(match=0.72, match_ties_half=0.73, match_low=0.69, match_high=0.75, train_accuracy=0.85)),
-        ("low_match", "error", dict(match=0.66, match_ties_half=0.66, match_low=0.62, match_high=0.70, train_accuracy=0.85)),
+        ("low_match", "error", dict(match=0.66, match_ties_half=0.66, match_low=0.62, match_high=0.70, train_accuracy=0.95)),
         ("random_match", "error", dict(match=0.51, match_ties_half=0.51, match_low=0.46, match_high=0.56, train_accuracy=0.85)),
-        ("labels_flipped", "error", dict(match=0.18, match_ties_half=0.18, match_low=0.15, match_high=0.22)),
         ("not_learning", "error", dict(train_accuracy=0.75)),
         ("training_failed", "error", dict(train_accuracy=0.6)),
         ("loss_not_decreasing", "warning", dict(train_loss=0.6)),
@@ -206,23 +313,27 @@ HEALTHY = dict(match=0.84, match_ties_half=0.845, match_low=0.81, match_high=0.8
     ],
 )
 def test_each_rule_fires_on_its_fault_and_none_on_a_healthy_model(fault, severity, numbers):
-    assert diagnostics.verdicts(HEALTHY) == []
-    found = diagnostics.verdicts(HEALTHY | numbers)
-    verdict = next(verdict for verdict in found if verdict["id"] == fault)
-    assert verdict["severity"] == severity and verdict["evidence"] and verdict["causes"] and verdict["advice"]
-    assert {other["id"] for other in found} - {fault} <= {"low_match"}  # poor generalization is a low match too
+    """A cause stands before the symptoms that it brings, and no second cause is made up beside it."""
+    assert diagnostics.findings(HEALTHY) == []
+    found = diagnostics.findings(HEALTHY | numbers)
+    finding = next(finding for finding in found if finding["id"] == fault)
+    assert finding["severity"] == severity and finding["evidence"] and finding["causes"] and finding["advice"]
+    assert "{" not in finding["evidence"] + "".join(finding["causes"]) + finding["advice"]
+    causes = [other["id"] for other in found if other["id"] not in diagnostics.SYMPTOMS]
+    if fault not in diagnostics.SYMPTOMS and severity == "error":
+        assert causes == [fault] and found[0]["id"] == fault
 
 
 def test_every_rule_is_tried_above():
     tried = test_each_rule_fires_on_its_fault_and_none_on_a_healthy_model.pytestmark[0].args[1]
-    assert {(rule.id, rule.severity) for rule in diagnostics.RULES} == {(fault, severity) for fault, severity, _ in tried}
+    assert sorted((rule.id, rule.severity) for rule in diagnostics.RULES) == sorted((fault, severity) for fault, severity, _ in tried)
 
 
 def test_worst_first_and_nothing_said_of_what_was_not_measured():
-    found = diagnostics.verdicts(dict(train_loss=0.68, train_accuracy=0.55))
-    assert [verdict["severity"] for verdict in found] == ["error", "warning"]
+    found = diagnostics.findings(dict(train_loss=0.68, train_accuracy=0.55))
+    assert [finding["severity"] for finding in found] == ["error", "warning"]
     assert "match" not in found[0]["evidence"] and "0.550" in found[0]["evidence"]
-    assert diagnostics.verdicts({}) == [] == diagnostics.verdicts(dict(margin_std_ratio=None))
+    assert diagnostics.findings({}) == [] == diagnostics.findings(dict(margin_std_ratio=None))
 
 
 @pytest.mark.parametrize("gold_scale, expected", [(1, []), (10, ["compressed_rewards"]), (0.3, ["overdispersed_rewards"]), (-1, ["labels_flipped"])])
@@ -248,7 +359,7 @@ def write_report(path, names, metrics=()) -> str:
     for i, name in enumerate(names):
         proxy = gold * (0.1 if i else 1) + rng.normal(size=gold.shape) * 0.5
         numbers = diagnostics.compare(proxy, gold) | diagnostics.training_summary(list(metrics))
-        runs.append(dict(name=name, rewards=proxy, numbers=numbers, verdicts=diagnostics.verdicts(numbers), metrics=list(metrics)))
+        runs.append(dict(name=name, rewards=proxy, numbers=numbers, findings=diagnostics.findings(numbers), metrics=list(metrics)))
     texts = [[{"role": "user", "content": "<script>alert(1)</script> & co"}]] * 60, [["<img src=x onerror=alert(2)>", "x" * 10_000]] * 60
     report.write(str(path), f"toy: {names[0]}", ["60 pairs"], runs, gold, texts)
     return path.read_text(encoding="utf-8")
@@ -266,7 +377,7 @@ def test_the_report_stands_alone_and_escapes_what_it_shows(tmp_path):
     assert not [(name, value) for name, value in attributes if name == "src" or name.startswith("on") or (name.endswith("href") and not value.startswith("#"))]
     assert not re.search(r"@import|url\((?!#)", html)
     assert html.index("Verdicts") < html.index("<svg") < html.index("The most wrong pairs")
-    assert html.count("<svg") == 2 + 2 + 1 + 2 and "held out: loss" in html  # scatters, histograms, match by margin, training
+    assert html.count("<svg") == 2 + 2 + 1 + 1 + 2 and "held out: loss" in html  # scatters, histograms, match by margin, calibration, training
     assert "compressed rewards" in html and "no finding" in html and "4,000 more characters" in html
     identifiers = re.findall(r' id="([^"]+)"', html)
     assert len(identifiers) == len(set(identifiers))

@@ -53,8 +53,8 @@ def test_match_on_the_reference_s_own_files(capsys):
     assert [numbers[key] for key in ("pairs", "gold_ties", "compared")] == [1000, 46, 954]
     assert (round(numbers["match"], 4), round(numbers["match_ties_half"], 4)) == (0.7243, 0.7301)
     assert (round(numbers["margin_std_ratio"], 3), round(numbers["std_ratio"], 3)) == (0.180, 0.175)
-    assert [verdict["id"] for verdict in numbers["verdicts"]] == ["compressed_rewards", "low_match"]
-    assert set(numbers["verdicts"][0]) == {"id", "severity", "evidence", "causes", "advice"}
+    assert [finding["id"] for finding in numbers["findings"]] == ["compressed_rewards", "low_match"]
+    assert set(numbers["findings"][0]) == {"id", "severity", "evidence", "causes", "advice"}
     for shown in ("1,000", "46", "954", "0.7243", "0.7301", "0.180", "0.175", "compressed rewards"):
         assert shown in out
 
@@ -70,7 +70,7 @@ def test_json_holds_the_numbers_of_the_table(finished, capsys):
     assert f"{numbers['match_ties_half']:.4f}" in lines["match, a proxy tie is half"]
     for label, name in {"margins within a prompt, std": "margin_std", "rewards, std": "std", "means across prompts, std": "across_std"}.items():
         assert lines[label].split()[-3:] == [f"{numbers[f'proxy_{name}']:.2f}", f"{numbers[f'gold_{name}']:.2f}", f"{numbers[f'{name}_ratio']:.3f}"]
-    assert [verdict["id"].replace("_", " ") in out for verdict in numbers["verdicts"]] == [True] * len(numbers["verdicts"])
+    assert [finding["id"].replace("_", " ") in out for finding in numbers["findings"]] == [True] * len(numbers["findings"])
 
 
 def test_min_match_turns_a_low_match_into_status_1(finished, capsys):
@@ -166,7 +166,7 @@ def dataset(home, toy_model_folder, toy_tokenizer) -> dict:
 def test_a_model_scored_here_matches_its_own_rewards(dataset, capsys):
     status, _, numbers = run(capsys, "match", "--dataset", "toy", "--device", "cpu")
     assert status == 0 and numbers["match"] == 1 and numbers["margin_std_ratio"] == pytest.approx(1, abs=1e-4) and numbers["name"] == "toy-rm"
-    assert numbers["train_accuracy"] == pytest.approx(0.96) and numbers["verdicts"] == []
+    assert numbers["train_accuracy"] == pytest.approx(0.96) and numbers["findings"] == []
 
 
 def test_quality_on_pairs_the_model_agrees_with(dataset, capsys):
@@ -181,20 +181,59 @@ def test_quality_says_when_training_failed(dataset, home, capsys):
     records.write_jsonl(str(home / "swapped.jsonl"), swapped)
     status, out, numbers = run(capsys, "quality", "--dataset", "toy", "--data-path", home / "swapped.jsonl", "--min-accuracy", 0.8, "--device", "cpu")
     assert status == 1 and numbers["train_accuracy"] == 0 and "under 70%: training failed" in out
-    assert "training_failed" in [verdict["id"] for verdict in numbers["verdicts"]]
+    assert "training_failed" in [finding["id"] for finding in numbers["findings"]]
 
 
 def test_diagnose_compares_models_and_files_in_one_table_and_a_report(dataset, home, capsys):
     squeezed = write(home / "squeezed.json", [[r / 10 for r in row] for row in records.read_rewards(dataset["test_rewards"])])
     status, out, numbers = run(capsys, "diagnose", "--dataset_name", "toy", "--models", "rm", "--rewards-path", squeezed, "--device", "cpu")
     assert status == 0
-    assert [(model["name"], [verdict["id"] for verdict in model["verdicts"]]) for model in numbers["models"]] == [("squeezed", ["compressed_rewards"]), ("toy-rm", [])]
+    assert [(model["name"], [finding["id"] for finding in model["findings"]]) for model in numbers["models"]] == [("squeezed", ["compressed_rewards"]), ("toy-rm", [])]
     rows = {line.split()[0]: line for line in out.splitlines() if line}
     for model in numbers["models"]:
         assert f"{model['match']:.4f}" in rows[model["name"]] and f"{model['margin_std_ratio']:.3f}" in rows[model["name"]]
     assert rows["toy-rm"].endswith("no finding") and "96.0%" in rows["toy-rm"]
     html = (home / "reports" / "toy.html").read_text(encoding="utf-8")
     assert "compressed rewards" in html and "toy-rm: training" in html
+
+
+def test_diagnose_asks_the_model_that_made_a_rewards_file(dataset, home, capsys):
+    """The same rewards in another order: the run file names the model, the model tells."""
+    rewards = records.read_rewards(dataset["test_rewards"])
+    path = write(home / "shuffled.json", rewards[7:] + rewards[:7])
+    write(home / "shuffled.json.run.json", {"config": {"model_name": dataset["proxy"]}, "inputs": {}})
+    _, out, numbers = run(capsys, "diagnose", "--dataset", "toy", "--rewards-path", path, "--device", "cpu")
+    assert numbers["findings"][0]["id"] == "rewards_shuffled" and numbers["findings"][0]["model"] == "shuffled" and numbers["models"][0]["order_differs"] == 1
+    assert "in another order" in out
+    _, _, numbers = run(capsys, "diagnose", "--dataset", "toy", "--rewards-path", path, "--device", "cpu", "--no-probes")
+    assert "rewards_shuffled" not in [finding["id"] for finding in numbers["findings"]]  # from the numbers alone it is a random match
+
+
+def test_diagnose_reads_the_run_and_its_training_pairs(dataset, home, capsys):
+    """The test prompts are the training prompts here, a third of the pairs turned round, and half of them were too long."""
+    rows = [json.loads(line) for line in open(dataset["pairs"], encoding="utf-8")]
+    turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} if i % 3 == 0 else row for i, row in enumerate(rows)]
+    records.write_jsonl(str(home / "turned.jsonl"), turned)
+    write(home / "turned.jsonl.run.json", {"config": {}, "inputs": {role: {"path": dataset[role]} for role in ("responses", "rewards")}})
+    config = {"model_name": "nowhere", "data_path": str(home / "turned.jsonl"), "max_length": 40}
+    write(home / "models" / "toy-rm" / "run.json", {"config": config, "pairs": len(rows) // 2, "held_out_pairs": 0, "template_sha256": "of another template"})
+    _, out, numbers = run(capsys, "report", "--dataset", "toy", "--models", "rm", "--device", "cpu")
+    n = numbers["models"][0]
+    assert n["label_noise"] == pytest.approx(1 / 3, abs=0.05) and n["duplicate_share"] == 1 and n["dropped_share"] == pytest.approx(0.5, abs=0.05)
+    assert n["read_accuracy"] == pytest.approx(2 / 3, abs=0.06)  # it still likes what gold likes
+    assert [finding["id"] for finding in numbers["findings"]][:4] == ["chat_template_differs", "closing_token_cut", "noisy_labels", "duplicate_prompts"]
+
+
+def test_best_of_n_of_gold_itself_gains_all_there_is(home, capsys):
+    gold = write(home / "gold.json", [[1, 5, 3, 2], [0, -1, 4, 2], [3, 3, 3, 9]])
+    against = write(home / "against.json", [[-r for r in row] for row in records.read_rewards(gold)])
+    status, out, numbers = run(capsys, "bon", "--rewards-path", gold, against, "--gold-path", gold)
+    rows = numbers["curves"][gold]
+    assert status == 0 and [row["gold"] for row in rows][::3] == pytest.approx([34 / 12, 18 / 3]) and "gains 100%" in out  # mean of all, mean of the largest
+    assert numbers["curves"][against][-1]["gold"] == pytest.approx((1 - 1 + 3) / 3) and "its best is n = 1" in out
+    assert (home / "reports" / "best-of-n.html").read_text(encoding="utf-8").count("<svg") == 2
+    with pytest.raises(BadInput, match="pass --rewards-path"):
+        evaluate.main(["bon", "--gold-path", gold])
 
 
 def test_validate_passes_good_files_and_names_the_first_bad_row(dataset, home, capsys):

@@ -4,10 +4,12 @@ import pytest
 from conftest import REPOSITORY
 
 FLOORS = [
-    ["records", "config", "schedule", "loss", "distributed"],
-    ["tokenization", "model", "optim", "diagnostics", "generation"],
+    ["formats", "schedule", "loss", "distributed"],
+    ["records", "config"],
+    ["tokenization", "model", "optim", "diagnostics", "generation", "alpacafarm"],
     ["batching", "sharding", "report"],
     ["scoring", "checkpoint"],
+    ["probes"],
 ]
 SCRIPTS = ["train", "sample", "label", "preprocess", "evaluate"]
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

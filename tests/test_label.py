@@ -90,6 +90,33 @@ def test_two_processes_write_what_one_writes(gold, files, monkeypatch):
     assert not [name for name in os.listdir(os.path.dirname(files["target"])) if "journal" in name]
 
 
+def test_shards_together_are_the_unsharded_run(gold, files, monkeypatch):
+    """Every shard plans the passes of the whole, then takes its share of them: the same bits, in bf16 too."""
+    run(monkeypatch, gold, files, "--dtype", "bf16")
+    alone, facts = open(files["target"], "rb").read(), json.load(open(f"{files['target']}.run.json"))
+    os.unlink(files["target"])
+
+    def ask(shard: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["label.py", *arguments(gold, files, "--dtype", "bf16", "--shard", shard)])
+        assert label.main() == 0
+
+    ask("1/3")
+    with pytest.raises(BadInput, match="target.json.shard-2-of-3: missing, and with it 2 of 3 shards"):
+        ask("merge")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "label.py", *arguments(gold, files, "--dtype", "bf16", "--shard", "2/3")]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    assert result.returncode == 0 and "label.py --shard merge" in result.stdout, result.stderr[-2000:]
+    ask("3/3")
+    rows = [[json.loads(line)["row"] for line in open(f"{files['target']}.shard-{i}-of-3")] for i in (1, 2, 3)]
+    assert sorted(sum(rows, [])) == list(range(30)) and all(rows) and not os.path.exists(files["target"])
+    ask("merge")
+    merged = json.load(open(f"{files['target']}.run.json"))
+    assert open(files["target"], "rb").read() == alone
+    assert {name for name in facts if merged[name] != facts[name]} <= {"time", "command"}
+    with pytest.raises(BadInput, match="no work is left for this shard"):
+        ask("30/30")
+
+
 def test_the_run_file_says_what_was_scored_by_what(gold, files, monkeypatch, capsys):
     run(monkeypatch, gold, files, "--num-responses", "2")
     facts = json.load(open(f"{files['target']}.run.json"))

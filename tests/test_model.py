@@ -119,7 +119,7 @@ def test_an_incomplete_folder_is_refused(tmp_path):
 
 
 def test_a_missing_model_is_a_letter():
-    with pytest.raises(BadInput, match="could not be loaded"):
+    with pytest.raises(BadInput, match="no model could be loaded: no such folder"):
         load_reward_model("/nowhere/at-all", seed=0)
 
 

@@ -6,6 +6,7 @@ import pytest
 from conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), *sorted((REPOSITORY / "benchmarks").glob("*.md"))]
+JOBS = sorted((REPOSITORY / "scripts" / "slurm").glob("*.sbatch"))
 SCRIPT = re.compile(r"((?:examples|benchmarks)/\w+\.py|\b(?:train|sample|label|preprocess|evaluate)\.py)((?: (?!\||&&|#)[^\s`]+)*)")
 COMMANDS = ("match", "quality", "diagnose", "validate", "inspect")
 
@@ -13,7 +14,7 @@ COMMANDS = ("match", "quality", "diagnose", "validate", "inspect")
 def commands(page) -> list[tuple[str, list[str]]]:
     """(script or 'evaluate.py match', its flags) for each command in the page's code."""
     text = page.read_text().replace("\\\n", " ")
-    code = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, flags=re.S) + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    code = [text] if page.suffix == ".sbatch" else re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, flags=re.S) + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     found = []
     for script, rest in SCRIPT.findall("\n".join(code)):
         words = rest.split()
@@ -39,7 +40,7 @@ def help_of():
     return ask
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + JOBS, ids=lambda page: page.name)
 def test_every_flag_that_a_page_names_exists(page, help_of):
     for script, flags in commands(page):
         for flag in flags:
@@ -58,6 +59,13 @@ def test_the_readme_names_every_file_of_the_tree():
     for file in listed or []:
         if file.count("/") == 0 and file.endswith(".py") or file.startswith(("rmood/", "docs/", "scripts/", "examples/")) and not file.endswith("__init__.py"):
             assert file.split("/")[-1] in text, f"README.md does not name {file}"
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_a_job_is_valid_bash_and_runs_the_stage_that_names_it(job):
+    assert subprocess.run(["bash", "-n", job]).returncode == 0
+    assert {script.split()[0] for script, _ in commands(job)} == {f"{job.stem}.py"} or job.stem == "evaluate"
+    assert len(JOBS) == 4
 
 
 def test_the_readme_names_commands(help_of):

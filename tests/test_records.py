@@ -41,7 +41,8 @@ BAD = {
     "missing": (records.read_prompts, None, "no such file"),
     "empty": (records.read_prompts, "", "the file is empty"),
     "not json": (records.read_prompts, "[{", "not valid JSON at line 1"),
-    "not a list": (records.read_prompts, {"messages": USER}, "expected a JSON list"),
+    "not a list": (records.read_prompts, '"messages"', "expected a JSON list"),
+    "one row alone": (records.read_prompts, {"message": USER}, "line 1 has no 'messages'"),
     "no rows": (records.read_prompts, [], "at least one row"),
     "no messages": (records.read_prompts, [{"messages": USER}, {"message": USER}], "row 1 has no 'messages'"),
     "unknown role": (records.read_prompts, [{"messages": [{"role": "bot", "content": ""}]}], "row 0: unknown role 'bot'"),
@@ -98,6 +99,58 @@ def test_the_journal_keeps_whole_lines_of_all_processes_and_refuses_other_work(t
         records.Journal(target, {"seed": 2})
     journal.delete(target)
     assert list(tmp_path.iterdir()) == []
+
+
+def shards(tmp_path, rows_of_shards: list[list[int]], work=lambda number: {"seed": 0}):
+    """Shards of out.json by hand: shard i holds these rows of 6."""
+    from label import Config
+
+    prompts = write(tmp_path / "prompts.json", [{"messages": make_prompt(i)} for i in range(6)])
+    config = Config(target_path=str(tmp_path / "out.json"), prompts_path=prompts)
+    for number, rows in enumerate(rows_of_shards, 1):
+        path, share = records.shard_of(config.target_path, f"{number}/{len(rows_of_shards)}", 6)
+        records.write_shard(path, {row: [float(row), -1.0] for row in rows})
+        records.write_run_file(path, config, {"prompts": prompts}, work=work(number))
+    return config
+
+
+def test_shards_deal_out_all_work_once():
+    shares = [records.shard_of("out.json", f"{number}/4", 10) for number in range(1, 5)]
+    assert sum((list(range(10))[share] for _, share in shares), []) == [0, 4, 8, 1, 5, 9, 2, 6, 3, 7]
+    assert shares[2][0] == "out.json.shard-3-of-4" and records.shard_of("out.json", "", 10) == ("out.json", slice(None))
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "3", "3/", "a/b", "-1/4", "11/11", "merge?"])
+def test_an_impossible_shard_is_refused(shard):
+    with pytest.raises(BadInput, match="say 3/16 for the third of 16"):
+        records.shard_of("out.json", shard, 10)
+
+
+def test_whole_shards_are_merged_in_the_order_of_the_rows(tmp_path):
+    config = shards(tmp_path, [[4, 1], [2, 5], [0, 3]])
+    merged, run, rows = records.read_shards(config, 6, prompts=config.prompts_path)
+    assert rows == [[float(row), -1.0] for row in range(6)] and run["work"] == {"seed": 0} and merged == config
+
+
+BROKEN = {
+    "a gap": (lambda path: shards(path, [[4, 1], [2], [0, 3]]), "1 of 6 rows are in no shard, the first is row 5"),
+    "an overlap": (lambda path: shards(path, [[4, 1], [2, 5, 1], [0, 3]]), "out.json.shard-2-of-3: line 3: row 1 is in another shard too"),
+    "two runs": (lambda path: shards(path, [[4, 1], [2, 5], [0, 3]], work=lambda number: {"seed": number // 3}), "shard-3-of-3: made with other settings or inputs than"),
+    "two splits": (lambda path: [shards(path, [[4, 1, 2, 5, 0, 3]]), shards(path, [[4, 1], [2, 5], [0, 3]])][1], "shards of 1 and of 3 lie beside it"),
+    "no shards": (lambda path: shards(path, []), "no shards lie beside it"),
+    "a shard without its run file": (lambda path: [shards(path, [[4, 1, 2], [5, 0, 3]]), (path / "out.json.shard-2-of-2.run.json").unlink()][0], "shard-2-of-2: no run file beside it"),
+    "a missing shard": (lambda path: [shards(path, [[4, 1, 2], [5, 0, 3]]), (path / "out.json.shard-1-of-2").unlink()][0], "shard-1-of-2: missing, and with it 1 of 2 shards"),
+    "a shard changed by hand": (lambda path: [shards(path, [[4, 1, 2], [5, 0, 3]]), write(path / "out.json.shard-2-of-2", "[5, [1.0, 1.0]]\n")][0], "changed after it was written"),
+    "other prompts": (lambda path: [shards(path, [[4, 1, 2], [5, 0, 3]]), write(path / "prompts.json", [1])][0], "was made from other prompts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_shards_that_are_not_one_whole_are_refused(case, tmp_path):
+    config = BROKEN[case][0](tmp_path)
+    with pytest.raises(BadInput) as letter:
+        records.read_shards(config, 6, prompts=config.prompts_path)
+    assert BROKEN[case][1] in str(letter.value) and "\n" not in str(letter.value)
 
 
 def test_lineage_tells_whether_files_belong_together(tmp_path):

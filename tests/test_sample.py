@@ -1,21 +1,16 @@
-import importlib.util
 import json
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DATA, REPOSITORY, make_model, make_prompt, needs_data
+from conftest import DATA, make_model, make_prompt, needs_data
 
 import sample
 from rmood import BadInput
 from rmood.generation import draw, generate
 
-needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM: bash scripts/test_vllm.sh")
 STORY_TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% if not loop.last %} {% endif %}{% endfor %}"
 
 
@@ -165,6 +160,19 @@ def test_a_run_that_finished_nothing_does_not_bind_the_next(ask, monkeypatch):
     assert len(ask(3, "--seed", 1)[0]) == 3
 
 
+def test_shards_together_are_the_unsharded_run(ask, tmp_path, capsys):
+    whole, run = ask(10, "--batch-size", 3, target="whole.json")
+    for shard in ("3/4", "1/4", "4/4", "2/4", "2/4"):
+        with pytest.raises(FileNotFoundError):  # ask() looks for the whole
+            ask(10, "--shard", shard)
+    assert "shard-2-of-4: stands already" in capsys.readouterr().err
+    merged, of_merged = ask(10, "--shard", "merge", "--num-responses", 5)
+    assert merged == whole
+    assert {name for name in run if run[name] != of_merged[name]} <= {"time", "command", "config", "output"}
+    assert of_merged["config"]["num_responses"] == 2 and of_merged["config"]["shard"] == ""  # the shards', not the merging command's
+    assert not list(tmp_path.glob("*journal*"))
+
+
 def test_a_file_that_stands_is_not_sampled_again_unless_it_was_made_otherwise(ask, monkeypatch, tmp_path, capsys):
     first, _ = ask(4)
     with monkeypatch.context() as patch:
@@ -205,7 +213,7 @@ def test_letters(ask, monkeypatch):
         ask([make_prompt(0), [{"role": "user", "content": "Q" * 600}]])
     with pytest.raises(BadInput, match="--tensor-parallel-size needs vLLM"):
         ask(2, "--tensor-parallel-size", 2)
-    with pytest.raises(BadInput, match="no/such/model: no tokenizer could be loaded"):
+    with pytest.raises(BadInput, match="no/such/model: no model could be loaded"):
         ask(2, model="no/such/model")
     monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match="vLLM is not installed"):
@@ -228,60 +236,3 @@ def test_real_weights_without_a_chat_template_need_one_from_a_file(ask, tmp_path
     words = " ".join(text for row in rows for text in row.values()).split()
     assert sum(word.strip(".,!\"") in {"the", "a", "and", "was", "to", "he", "she", "They", "they", "it", "One", "day", "had"} for word in words) > 0.15 * len(words)
     assert run["inputs"]["chat_template"]["sha256"] == run["template_sha256"]
-
-
-# ---- vLLM ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def vllm_model_folder(tmp_path_factory, toy_tokenizer) -> str:
-    folder = str(tmp_path_factory.mktemp("vllm-sft"))
-    make_model("qwen3", head_dim=32).save_pretrained(folder)  # vLLM has no CPU attention for heads of 8
-    toy_tokenizer.save_pretrained(folder)
-    return folder
-
-
-@needs_vllm
-def test_vllm_answers_greedily_as_transformers_does_and_resumes(ask, monkeypatch, vllm_model_folder, toy_tokenizer, tmp_path):
-    """One test, because vLLM needs half a minute to start: its LLM is made once and used by every run below."""
-    import vllm
-
-    real, made, seen = vllm.LLM, [], []
-
-    def one_llm(**settings):
-        made.append(made[0] if made else real(**settings))
-        return made[0]
-
-    monkeypatch.setattr(vllm, "LLM", one_llm)
-    flags = dict(model=vllm_model_folder, backend="vllm")
-    greedy = ["--temperature", 0, "--num-responses", 1, "--enforce-eager"]
-    by_vllm, run = ask(12, *greedy, **flags, target="greedy.json")
-    by_transformers, run_of_transformers = ask(12, *greedy, model=vllm_model_folder, target="greedy-hf.json")
-    whole_characters = [[row["response_1"].rstrip("\ufffd") for row in rows] for rows in (by_vllm, by_transformers)]  # vLLM keeps half ones back
-    assert whole_characters[0] == whole_characters[1] and run["finish"] == run_of_transformers["finish"]
-
-    chat = made[0].chat
-    monkeypatch.setattr(made[0], "chat", lambda *words, **more: seen.extend(chat(*words, **more)) or seen[-len(words[0]) :])
-    whole, run = ask(12, "--batch-size", 5, **flags)
-    texts = [toy_tokenizer.apply_chat_template(make_prompt(i), tokenize=False, add_generation_prompt=True) for i in range(12)]
-    assert sorted(output.prompt_token_ids for output in seen) == sorted(toy_tokenizer(texts, add_special_tokens=False)["input_ids"])
-    assert all(row["response_1"] != row["response_2"] for row in whole) and len({text for row in whole for text in row.values()}) == 24
-    assert run["finish_reasons"]["length"] > 0 and run["backend"] == "vllm"
-
-    journal = tmp_path / "resumed.json.journal-0"
-    lines = [json.dumps(run["work"])] + [json.dumps([row, {"responses": list(whole[row].values()), "finish": run["finish"][row].split()}]) for row in (3, 7)]
-    journal.write_text("\n".join(lines) + "\n")
-    assert ask(12, "--batch-size", 5, **flags, target="resumed.json")[0] == whole
-    assert ask(12, "--batch-size", 5, **flags, target="again.json")[0] == whole
-    made[0].llm_engine.engine_core.shutdown()
-
-
-@needs_vllm
-def test_vllm_by_its_own_process_writes_nothing_else_to_stdout(vllm_model_folder, tmp_path):
-    (tmp_path / "prompts.json").write_text(json.dumps([{"messages": make_prompt(i)} for i in range(4)]))
-    paths = ["--prompts-path", tmp_path / "prompts.json", "--target-path", tmp_path / "sft.json", "--model-name", vllm_model_folder]
-    command = [sys.executable, REPOSITORY / "sample.py", *paths, "--max-tokens", "8", "--enforce-eager"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | {"VLLM_LOGGING_LEVEL": "INFO"})
-    assert result.returncode == 0, result.stderr
-    assert "backend: vllm" in result.stderr and result.stdout.count("\n") == 1 and "4 prompts x 2 responses" in result.stdout
-    assert Path(tmp_path / "sft.json.run.json").exists()

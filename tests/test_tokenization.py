@@ -13,8 +13,8 @@ def answer(text: str) -> list[dict]:
 
 def test_the_scored_token_is_the_last_of_the_rendered_template(toy_tokenizer):
     (ids,), cut = encode_conversations([answer("cat")], toy_tokenizer, 100)
-    assert toy_tokenizer.decode(ids) == render(answer("cat"), toy_tokenizer)
-    assert toy_tokenizer.decode(ids[-2:]) == "<|im_end|>\n" and cut == []
+    assert toy_tokenizer.decode(list(ids)) == render(answer("cat"), toy_tokenizer)
+    assert toy_tokenizer.decode(list(ids[-2:])) == "<|im_end|>\n" and cut == []
     assert "<|im_end|>⟦\\n⟧" in show_row(answer("cat"), toy_tokenizer)
 
 
@@ -84,9 +84,9 @@ def test_a_large_set_is_tokenized_once_and_known_by_its_content(toy_tokenizer, t
     monkeypatch.setattr(tokenization, "CACHED_FROM", 3)
     conversations = [answer("cat " * n) for n in range(4)]
     plain = encode([render(messages, toy_tokenizer) for messages in conversations], toy_tokenizer)
-    assert encode_rendered(conversations, toy_tokenizer) == plain
+    assert [list(row) for row in encode_rendered(conversations, toy_tokenizer)] == plain
     monkeypatch.setattr(tokenization, "encode", None)  # the second time nothing is tokenized
-    assert encode_rendered(conversations, toy_tokenizer) == plain
+    assert [list(row) for row in encode_rendered(conversations, toy_tokenizer)] == plain
     changed = copy.deepcopy(toy_tokenizer)
     changed.chat_template += " "
     for other in ((conversations[::-1], toy_tokenizer), (conversations, changed)):

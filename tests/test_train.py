@@ -57,8 +57,9 @@ def test_a_preference_is_learned_and_everything_is_written(toy_model_folder, pai
     assert (run["pairs"], run["held_out_pairs"]) == (35, 9) and run["inputs"]["pairs"]["sha256"] == records.sha256(pairs_path)
     assert "epoch 6" in run["results"] and list((tmp_path / "rm" / "tensorboard").iterdir())
     assert "| epoch 6 | eval |" in (tmp_path / "rm" / "README.md").read_text()
-    said = capsys.readouterr().err
+    out, said = capsys.readouterr()
     assert "<|im_end|>⟦\\n⟧" in said and "kept 35 of 35 pairs" in said
+    assert out.startswith("epoch 1, train: loss 0.") and out.count("\n") == 13 and "rm: saved; next: python evaluate.py" in out  # results alone, on stdout
 
 
 def test_the_saved_folder_gives_transformers_the_rewards_of_the_last_evaluation(any_model_folder, pairs_path, tmp_path, monkeypatch):
@@ -141,7 +142,7 @@ def test_long_pairs_are_left_out_aloud(toy_model_folder, tmp_path, monkeypatch, 
         (["--tokens-per-pass", "20"], "a pass only 20: raise --tokens-per-pass"),
         (["--max-length", "8"], "all 44 pairs are longer than 8 tokens"),
         (["--data-path", "/nowhere.jsonl"], "/nowhere.jsonl: no such file"),
-        (["--model-name", "/nowhere"], "no tokenizer could be loaded"),
+        (["--model-name", "/nowhere"], "no model could be loaded"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
     ],
 )
