@@ -333,18 +333,24 @@ def inspect(cfg: Inspect) -> int:
     from rmood.tokenization import load_tokenizer, show_row  # torch and transformers take seconds to import: only where needed
 
     pairs = records.read_pairs(cfg.data_path)[: cfg.num_samples]
-    prompts, responses, gold = read_pair_files(cfg)
+    foreign = cfg.responses_path == layout(cfg.dataset, cfg.split)["responses"] and not Path(cfg.responses_path).exists()
+    prompts, responses, gold = (None, [[]], []) if foreign else read_pair_files(cfg)
     tokenizer = load_tokenizer(find_model(cfg, cfg.model_name), cfg.chat_template)
     shown = []
-    for number, (pair, row) in enumerate(zip(pairs, diagnostics.rows_of(pairs, prompts, responses))):
+    for number, (pair, row) in enumerate(zip(pairs, [None] * len(pairs) if foreign else diagnostics.rows_of(pairs, prompts, responses))):
         rewards = [] if row is None else gold[row]
         sides = [] if row is None else diagnostics.sides_in_row(pair, prompts and prompts[row], responses[row])
         chosen, rejected = diagnostics.best_side(sides, rewards) if sides else (None, None)
-        agrees = bool(sides) and rewards[chosen] > rewards[rejected]
         texts = {side: show_row(messages, tokenizer) for side, messages in (("chosen", pair.chosen), ("rejected", pair.rejected))}
-        shown.append(dict(pair=number, row=row, gold=rewards, chosen=f"response_{chosen + 1}" if sides else None, agrees=agrees) | texts)
         labels = ", ".join(f"response_{i + 1} {reward:g}" for i, reward in enumerate(rewards)) or "none"
-        where = f"chosen is response_{chosen + 1}" if sides else "its texts are not in that row"
+        if foreign:  # pairs from elsewhere: what they say of themselves is all there is
+            known = pair.chosen_reward is not None and pair.rejected_reward is not None
+            agrees, where = not known or pair.chosen_reward > pair.rejected_reward, "no responses file to look it up in"
+            labels = f"chosen {pair.chosen_reward:g}, rejected {pair.rejected_reward:g}" if known else labels
+        else:
+            agrees = bool(sides) and rewards[chosen] > rewards[rejected]
+            where = f"chosen is response_{chosen + 1}" if sides else "its texts are not in that row"
+        shown.append(dict(pair=number, row=row, gold=rewards, chosen=f"response_{chosen + 1}" if sides else None, agrees=agrees) | texts)
         say(f"=== pair {number}, row {row}: gold rewards: {labels}; {where}: {'ok' if agrees else 'WRONG'}\n--- chosen\n{texts['chosen']}\n--- rejected\n{texts['rejected']}\n")
     wrong = sum(not pair["agrees"] for pair in shown)
     say(f"{len(shown) - wrong} of {len(shown)} pairs shown have the response that gold prefers as chosen")
@@ -395,8 +401,7 @@ def read_texts(cfg: AgainstGold, gold: list, rewards_paths: list[str], must: boo
     if not must and not named and not (there and cfg.gold_path == default["rewards"]):
         return None  # the dataset's texts need not be those of another gold file
     prompts, responses = records.read_prompts(cfg.prompts_path), records.read_responses(cfg.responses_path)
-    if len(prompts) != len(responses):
-        raise BadInput(f"{cfg.responses_path}: {len(responses):,} rows for {len(prompts):,} prompts ({cfg.prompts_path}): pass the matching file")
+    records.check_rows(cfg.responses_path, responses, "prompts", prompts, cfg.prompts_path, "rerun sample.py")
     check_same_shape(cfg.gold_path, gold, cfg.responses_path, responses)
     records.check_lineage(cfg.gold_path, prompts=cfg.prompts_path, responses=cfg.responses_path)
     return prompts, responses
@@ -412,8 +417,7 @@ def read_pair_files(cfg: PairFiles) -> tuple[list | None, list[list[str]], list[
     if cfg.prompts_path == layout(cfg.dataset, cfg.split)["prompts"] and not Path(cfg.prompts_path).exists():
         return None, responses, gold
     prompts = records.read_prompts(cfg.prompts_path)
-    if len(prompts) != len(responses):
-        raise BadInput(f"{cfg.prompts_path}: {len(prompts):,} prompts for {len(responses):,} responses ({cfg.responses_path}): pass the matching file")
+    records.check_rows(cfg.prompts_path, prompts, "responses", responses, cfg.responses_path, "rerun sample.py")
     return prompts, responses, gold
 
 

@@ -207,13 +207,22 @@ def no_template(train) -> None:
 
 
 def backbone_is_frozen(train) -> None:
+    import torch
+
     build = train.build_optimizer
 
     def head_only(model, *arguments):
         optimizer = build(model, *arguments)
-        head = {id(p) for p in model.score.parameters()}
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) in head]
+        step, weights = optimizer.step, list(model.backbone.parameters())
+
+        def step_of_the_head() -> None:
+            before = [weight.detach().clone() for weight in weights]
+            step()
+            with torch.no_grad():
+                for weight, old in zip(weights, before):
+                    weight.copy_(old)
+
+        optimizer.step = step_of_the_head
         return optimizer
 
     train.build_optimizer = head_only
@@ -260,7 +269,7 @@ FAULTS = {  # name: how it is planted, the finding wanted first
     "rewards_shuffled": (rewards(shuffle_rows), "rewards_shuffled"),
     "gold_shuffled": (gold(lambda rows, rng: rng.sample(rows, len(rows))), "rewards_shuffled"),
     "backbone_frozen": (trained(patch="backbone_is_frozen"), "backbone_frozen"),
-    "dropout_in_training": (trained("--epochs", "1", patch="dropout_is_on"), "dropout_left_on"),
+    "dropout_in_training": (trained(patch="dropout_is_on"), "dropout_left_on"),
     "dropout_at_scoring": (rewards(with_dropout), "dropout_left_on"),
     "centred_by_pair": (trained("--centring", "1", patch="pairs_are_centred"), "rewards_overcentred"),
     "test_prompts_in_training": (trained(pairs=test_prompts_too), "duplicate_prompts"),

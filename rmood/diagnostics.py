@@ -456,7 +456,7 @@ RULES = (
     ),
     Rule(
         "bf16_updates_lost", "error", {"lost_updates": (0.5, INF), "update_kept": (-INF, 0.8)} | FALLS_SHORT,  # stochastic rounding keeps 1.0
-        ("{lost_updates:.0%} of the weights' updates vanished in rounding, {update_kept:.0%} of the way AdamW wanted to go was gone", RANGES, MATCH),
+        ("{lost_updates:.0%} of the weights' updates vanished in rounding, only {update_kept:.0%} of the way that AdamW wanted to go was covered", RANGES, MATCH),
         ("weights kept in pure bf16 (--precision bf16): a weight of 0.02 cannot hold a step of 1e-5",),
         "train with --precision mixed (float32 weights, bf16 compute) or bf16-sr; a higher rate or more epochs alone cure less",
     ),
@@ -516,7 +516,7 @@ RULES = (
         "score in evaluation mode: label.py and evaluate.py do",
     ),
     Rule(
-        "dropout_left_on", "warning", {"config_dropout": (1e-9, INF)} | FALLS_SHORT,
+        "dropout_left_on", "warning", {"config_dropout": (1e-9, INF), "train_accuracy": (0, 0.95)},
         ("config.json asks for a dropout of {config_dropout:g}: a trainer that follows it compares two rewards under different noise", ACCURACY, MATCH),
         ("the base model was configured with dropout for its own training",), "train with dropout 0, as train.py does",
     ),
@@ -532,6 +532,11 @@ RULES = (
         "lower its coefficient, or use --centring, which moves the common offset alone",
     ),
     Rule(
+        "gold_saturated", "error", {"gold_at_ends": (0.1, 0.95)},  # some 1% for an honest head; all of them: two values, below
+        ("{gold_at_ends:.0%} of gold's rewards lie within 1% of the range from its ends ({gold_min:.2f} and {gold_max:.2f})",),
+        ("squashed by a sigmoid (problem_type is not regression in its config.json)", "clipped"), "use gold's raw logits (label.py): a saturated reward hides the differences that the proxy must learn",
+    ),
+    Rule(
         "gold_nearly_constant", "error", {"gold_tie_share": (0.3, 1.01)}, ("gold gives both responses the same reward in {gold_tie_share:.0%} of the pairs", "gold's rewards {gold_min:.2f} to {gold_max:.2f} (std {gold_std:.3f})"),
         ("gold's rewards were rounded or clipped", "the responses hardly differ: look at the sampling temperature"),
         "score again with a float32 head (label.py), or sample more different responses: nothing can be learned from ties",
@@ -540,11 +545,6 @@ RULES = (
         "gold_nearly_constant", "error", {"gold_margin_std": (0, 0.05)},  # log-odds: at 0.05 gold would bet 51 to 49
         ("gold's margins have a std of {gold_margin_std:.4f}: in log-odds it is no more sure than 51 to 49", "rewards {gold_min:.3f} to {gold_max:.3f}"),
         ("not a reward model's raw output", "the wrong column or scale"), "use gold's raw logits (label.py)",
-    ),
-    Rule(
-        "gold_saturated", "warning", {"gold_at_ends": (0.1, 1.01)},  # some 1% for an honest head
-        ("{gold_at_ends:.0%} of gold's rewards lie within 1% of the range from its ends ({gold_min:.2f} and {gold_max:.2f})",),
-        ("squashed by a sigmoid (problem_type is not regression in its config.json)", "clipped"), "use gold's raw logits (label.py): a saturated reward hides the differences that the proxy must learn",
     ),
     Rule(
         "reward_depends_on_company", "error", {"company_gap": (0.1, INF)},

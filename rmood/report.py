@@ -28,9 +28,9 @@ p { margin: .3rem 0; } .soft, figcaption { color: var(--soft); font-size: .875re
 .finding { border-left: 5px solid var(--tone); } .finding b.tag { color: var(--tone); text-transform: uppercase; font-size: .8rem; letter-spacing: .04em; }
 .error { --tone: var(--error); } .warning { --tone: var(--warning); } .fine { --tone: var(--fine); }
 .finding ol { margin: .2rem 0 .4rem; padding-left: 1.4rem; } .finding li { margin: .1rem 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: min(100%, 44rem); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: min(100%, 44rem); }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; } th:first-child, td:first-child { text-align: left; padding-left: 0; } th { font-size: .875rem; }
-td { overflow-wrap: normal; white-space: nowrap; } td:first-child { white-space: normal; }
+td { overflow-wrap: normal; white-space: nowrap; } td:first-child { white-space: normal; min-width: 9rem; }
 .plots .card { margin: 0; } .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: .8rem; } figure { margin: 0; } figure svg { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto; }
 svg text { font-family: system-ui, sans-serif !important; }
 @media (max-width: 30rem) { table { font-size: .875rem; } th, td { padding: .3rem .3rem; } }
@@ -113,7 +113,7 @@ ROWS = (  # what, how (by str.format on the numbers), healthy
     ("pairs tied by the proxy", "{proxy_ties:,} of {compared:,}", "healthy: near 0"),
     ("slope of margins on gold's", "{margin_slope:.2f}", "healthy: 0.5 to 2"),
     ("calibration error (ECE)", "{ece:.3f}", "healthy: below 0.1"),
-    ("scale that would calibrate the margins", "{best_scale:.2f}", "compressed: far above 1"),
+    ("scale that would calibrate the margins", "{best_scale:.2f}", "far above 1: it knows more than it says"),
     ("correlation with length", "{proxy_length_correlation:.2f}", "gold's: {gold_length_correlation:.2f}"),
     ("match that length alone reaches", "{length_match:.3f}", "a floor"),
     ("match of a linear probe on frozen features", "{probe_match:.3f}", "a floor"),

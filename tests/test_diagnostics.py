@@ -292,7 +292,7 @@ SLOW = dict(train_accuracy=0.72, train_loss=0.6, match=0.70, match_ties_half=0.7
         ("rewards_overcentred", "error", dict(margin_std_ratio=0.03, rank_correlation=0.8, best_scale=30.0, train_accuracy=0.84, train_loss=0.64)),
         ("gold_nearly_constant", "error", dict(gold_tie_share=0.9, gold_min=0, gold_max=1, gold_std=0.2)),
         ("gold_nearly_constant", "error", dict(gold_margin_std=0.001, gold_min=0.5, gold_max=0.501)),
-        ("gold_saturated", "warning", dict(gold_at_ends=0.5, gold_min=0, gold_max=1)),
+        ("gold_saturated", "error", dict(gold_at_ends=0.5, gold_min=0, gold_max=1)),
         ("reward_depends_on_company", "error", dict(company_gap=0.4)),
         ("duplicate_prompts", "warning", dict(duplicate_share=0.3)),
         ("learning_rate_too_low", "error", SLOW | dict(update_ratio=1e-4)),

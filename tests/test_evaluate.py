@@ -224,6 +224,15 @@ def test_diagnose_reads_the_run_and_its_training_pairs(dataset, home, capsys):
     assert [finding["id"] for finding in numbers["findings"]][:4] == ["chat_template_differs", "closing_token_cut", "noisy_labels", "duplicate_prompts"]
 
 
+def test_inspect_shows_pairs_from_elsewhere(toy_model_folder, home, capsys):
+    """No responses file, no gold file: the pairs speak for themselves."""
+    path = home / "uf.jsonl"
+    sides = {side: [{"role": "user", "content": "say cat"}, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    records.write_jsonl(str(path), [{"prompt": "say cat", "score_chosen": 3.0, "score_rejected": better} | sides for better in (1.0, 9.0)])
+    status, out, numbers = run(capsys, "inspect", "--dataset", "toy", "--data-path", path, "--model-name", toy_model_folder)
+    assert status == 1 and numbers["wrong"] == 1 and "chosen 3, rejected 9; no responses file to look it up in: WRONG" in out and "⟦" in out
+
+
 def test_best_of_n_of_gold_itself_gains_all_there_is(home, capsys):
     gold = write(home / "gold.json", [[1, 5, 3, 2], [0, -1, 4, 2], [3, 3, 3, 9]])
     against = write(home / "against.json", [[-r for r in row] for row in records.read_rewards(gold)])
