@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmood import diagnostics, records, report
+from rmood import diagnostics, faults, records, report
 from rmood.config import layout, opt, parse, run_script
 from rmood.records import BadInput, Pair
 
@@ -133,7 +133,7 @@ def quality(cfg: Quality) -> int:
         ["rewards, mean", f"{n['proxy_mean']:.3f}", f"std {n['proxy_std']:.3f}, {n['proxy_min']:.3f} to {n['proxy_max']:.3f}"],
         ["spread of margins / gold's", ratio(n["margin_std_ratio"]), "healthy: 0.5 to 2"],
     ])  # fmt: skip
-    run = {"name": Path(name).name, "findings": diagnostics.findings(n)}
+    run = {"name": Path(name).name, "findings": faults.findings(n)}
     say(f"\ntraining accuracy {n['train_accuracy']:.1%}: {grade}")
     say_findings(run)
     save_json(cfg, {"name": name, "data": cfg.data_path} | n | {"grade": grade, "findings": run["findings"]})
@@ -161,7 +161,7 @@ def diagnose(cfg: Diagnose) -> int:
     for run in runs:
         if cfg.probes and texts:
             run["numbers"] |= probe(cfg, run, texts, gold)
-            run["findings"] = diagnostics.findings(run["numbers"])
+            run["findings"] = faults.findings(run["numbers"])
             run["tokens"] = colours(cfg, run, texts, gold) if run["is_model"] else {}
         n = run["numbers"]
         training = f"{n['train_loss']:.3f} / {n['train_accuracy']:.1%}" if {"train_loss", "train_accuracy"} <= n.keys() else "-"
@@ -258,7 +258,7 @@ def bon(cfg: BestOfN) -> int:
         gained = (rows[-1]["gold"] - rows[0]["gold"]) / ((rows[-1]["gold_own"] - rows[0]["gold_own"]) or 1.0)
         say(f"\nof what gold's own pick of {len(rows)} gains, the proxy's gains {gained:.0%}; its best is n = {best['n']}\n")
     if is_main():
-        report.write_best_of_n(cfg.report, f"{cfg.dataset}: best of n", {Path(path).stem: rows for path, rows in curves.items()})
+        report.write_best_of_n(cfg.report, f"Best of n, judged by {Path(cfg.gold_path).stem}", {Path(path).stem: rows for path, rows in curves.items()})
     say(f"{cfg.report}: written")
     save_json(cfg, {"gold": cfg.gold_path, "curves": curves})
     return 0
@@ -381,7 +381,7 @@ def against_gold(cfg: AgainstGold, models: list[str], rewards_paths: list[str]) 
         numbers = diagnostics.compare(rewards, np.array(gold), texts and texts[1]) | diagnostics.training_summary(metrics)
         short = Path(name).stem if name in rewards_paths else Path(name).name
         unique = sum(short in (Path(other).stem, Path(other).name) for other, *_ in found) == 1
-        runs.append(dict(name=short if unique else name, path=name, is_model=name in names, rewards=rewards, numbers=numbers, findings=diagnostics.findings(numbers), metrics=metrics))
+        runs.append(dict(name=short if unique else name, path=name, is_model=name in names, rewards=rewards, numbers=numbers, findings=faults.findings(numbers), metrics=metrics))
     return runs, np.array(gold), texts
 
 

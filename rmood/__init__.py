@@ -4,8 +4,9 @@ Floors (a module imports only from lower ones; tests/test_floors.py holds that):
     0  formats schedule loss distributed
     1  records config
     2  tokenization model optim diagnostics generation alpacafarm
-    3  batching sharding report
+    3  batching sharding report faults
     4  scoring checkpoint
+    5  probes
 The scripts train.py, sample.py, label.py, preprocess.py and evaluate.py stand on top and never import each other.
 """
 

@@ -1,6 +1,6 @@
 """Questions that only the model itself can answer: what does the head read, and was it trained reading that?
 
-Each probe scores some of the data in another way and returns plain numbers for the rules of diagnostics.py. They cost a few
+Each probe scores some of the data in another way and returns plain numbers for the rules of faults.py. They cost a few
 hundred forward passes of single conversations. N conversations, D hidden size.
 """
 

@@ -96,6 +96,7 @@ def write_best_of_n(path: str, title: str, curves: dict[str, list[dict]]) -> Non
         axes.set(xlabel=xlabel, ylabel="expected gold reward")
         if x == "n":
             axes.set_xscale("log", base=2)
+            axes.set_xticks(ticks := [2**i for i in range(rows[-1]["n"].bit_length())], ticks)
         pictures.append(_svg(figure, axes, "Gold's reward of the best of n by each proxy, with 95% intervals. A curve that turns down is an over-optimised proxy.", legend="best"))
     _page(path, title, [f"<h1>{escape(title)}</h1>", f'<div class="plots">{"".join(pictures)}</div>'])
 

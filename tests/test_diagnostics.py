@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import DATA, needs_data
 
-from rmood import diagnostics, records, report
+from rmood import diagnostics, faults, records, report
 from rmood.records import BadInput, Pair
 
 REAL = DATA / "alpacafarm"
@@ -21,7 +21,7 @@ def rewards(*rows) -> np.ndarray:
 
 
 def fault_ids(numbers: dict) -> list[str]:
-    return [finding["id"] for finding in diagnostics.findings(numbers)]
+    return [finding["id"] for finding in faults.findings(numbers)]
 
 
 # ---- measurements ----------------------------------------------------------------------------------------------
@@ -314,26 +314,26 @@ SLOW = dict(train_accuracy=0.72, train_loss=0.6, match=0.70, match_ties_half=0.7
 )
 def test_each_rule_fires_on_its_fault_and_none_on_a_healthy_model(fault, severity, numbers):
     """A cause stands before the symptoms that it brings, and no second cause is made up beside it."""
-    assert diagnostics.findings(HEALTHY) == []
-    found = diagnostics.findings(HEALTHY | numbers)
+    assert faults.findings(HEALTHY) == []
+    found = faults.findings(HEALTHY | numbers)
     finding = next(finding for finding in found if finding["id"] == fault)
     assert finding["severity"] == severity and finding["evidence"] and finding["causes"] and finding["advice"]
     assert "{" not in finding["evidence"] + "".join(finding["causes"]) + finding["advice"]
-    causes = [other["id"] for other in found if other["id"] not in diagnostics.SYMPTOMS]
-    if fault not in diagnostics.SYMPTOMS and severity == "error":
+    causes = [other["id"] for other in found if other["id"] not in faults.SYMPTOMS]
+    if fault not in faults.SYMPTOMS and severity == "error":
         assert causes == [fault] and found[0]["id"] == fault
 
 
 def test_every_rule_is_tried_above():
     tried = test_each_rule_fires_on_its_fault_and_none_on_a_healthy_model.pytestmark[0].args[1]
-    assert sorted((rule.id, rule.severity) for rule in diagnostics.RULES) == sorted((fault, severity) for fault, severity, _ in tried)
+    assert sorted((rule.id, rule.severity) for rule in faults.RULES) == sorted((fault, severity) for fault, severity, _ in tried)
 
 
 def test_worst_first_and_nothing_said_of_what_was_not_measured():
-    found = diagnostics.findings(dict(train_loss=0.68, train_accuracy=0.55))
+    found = faults.findings(dict(train_loss=0.68, train_accuracy=0.55))
     assert [finding["severity"] for finding in found] == ["error", "warning"]
     assert "match" not in found[0]["evidence"] and "0.550" in found[0]["evidence"]
-    assert diagnostics.findings({}) == [] == diagnostics.findings(dict(margin_std_ratio=None))
+    assert faults.findings({}) == [] == faults.findings(dict(margin_std_ratio=None))
 
 
 @pytest.mark.parametrize("gold_scale, expected", [(1, []), (10, ["compressed_rewards"]), (0.3, ["overdispersed_rewards"]), (-1, ["labels_flipped"])])
@@ -359,7 +359,7 @@ def write_report(path, names, metrics=()) -> str:
     for i, name in enumerate(names):
         proxy = gold * (0.1 if i else 1) + rng.normal(size=gold.shape) * 0.5
         numbers = diagnostics.compare(proxy, gold) | diagnostics.training_summary(list(metrics))
-        runs.append(dict(name=name, rewards=proxy, numbers=numbers, findings=diagnostics.findings(numbers), metrics=list(metrics)))
+        runs.append(dict(name=name, rewards=proxy, numbers=numbers, findings=faults.findings(numbers), metrics=list(metrics)))
     texts = [[{"role": "user", "content": "<script>alert(1)</script> & co"}]] * 60, [["<img src=x onerror=alert(2)>", "x" * 10_000]] * 60
     report.write(str(path), f"toy: {names[0]}", ["60 pairs"], runs, gold, texts)
     return path.read_text(encoding="utf-8")

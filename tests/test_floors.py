@@ -7,7 +7,7 @@ FLOORS = [
     ["formats", "schedule", "loss", "distributed"],
     ["records", "config"],
     ["tokenization", "model", "optim", "diagnostics", "generation", "alpacafarm"],
-    ["batching", "sharding", "report"],
+    ["batching", "sharding", "report", "faults"],
     ["scoring", "checkpoint"],
     ["probes"],
 ]

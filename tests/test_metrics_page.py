@@ -5,7 +5,7 @@ import re
 import numpy as np
 from conftest import REPOSITORY
 
-from rmood import diagnostics
+from rmood import diagnostics, faults
 
 PAGE = (REPOSITORY / "docs" / "metrics.md").read_text(encoding="utf-8")
 NAMED = set(re.findall(r"`([a-z0-9_]+)`", PAGE))
@@ -23,7 +23,7 @@ def test_every_measurement_is_on_the_page():
     texts = [["a" * rng.integers(1, 9), "b"] for _ in range(59)] + [["c", "c"]]
     measured = diagnostics.compare(gold + rng.normal(size=gold.shape), gold, texts).keys() | diagnostics.pair_quality(gold, gold).keys()
     measured |= diagnostics.expected_best_of_n(gold, gold)[0].keys() - {"n"}
-    measured |= {name for rule in diagnostics.RULES for name in rule.when} - {"falls_short", "centring_gap"}
+    measured |= {name for rule in faults.RULES for name in rule.when} - {"falls_short", "centring_gap"}
     assert [name for name in sorted(measured) if not explained(name)] == []
 
 
