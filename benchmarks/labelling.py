@@ -32,7 +32,7 @@ import torch
 from estimate import Shape
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
-from workload import conversations, machine, model_config, table, texts
+from workload import conversations, cpu_seconds, machine, model_config, table, texts
 
 from rmood import distributed, records
 from rmood.config import opt, parse, run_script
@@ -81,7 +81,7 @@ def measure(cfg: Config, folder: str) -> int:
     ratios = {"rmood": 1.0, "reference": seconds["reference"] / seconds["rmood"]}
     del theirs
     if cfg.vllm == "auto" and has_vllm():
-        seconds["vllm"], beside, by_vllm = score_by_vllm(name, scorer, talks, dtype)
+        seconds["vllm"], beside, by_cpu, by_vllm = score_by_vllm(name, scorer, talks, dtype)
         ratios["vllm"], computed["vllm"] = seconds["vllm"] / beside, useful
         vllm_difference = (by_vllm - ours).abs().max().item()
     process.finish()
@@ -95,8 +95,8 @@ def measure(cfg: Config, folder: str) -> int:
     found = {"ratio": ratios["reference"], "seconds": seconds, "computed_tokens": computed, "useful_tokens": useful, "largest_difference": difference}
     found |= {"equal": equal, "reward_std": ours.std().item(), "prompts": len(prompts), "what": what, "dtype": str(dtype), "machine": facts, "config": vars(cfg)}
     if "vllm" in seconds:
-        print(f"largest difference to vLLM: {vllm_difference:.1e}")
-        found |= {"ratio_vllm": ratios["vllm"], "largest_difference_vllm": vllm_difference}
+        print(f"vLLM: ratio by CPU time {by_cpu:.2f}; largest difference of a reward {vllm_difference:.1e}")
+        found |= {"ratio_vllm": ratios["vllm"], "ratio_vllm_by_cpu": by_cpu, "largest_difference_vllm": vllm_difference}
     if cfg.json:
         records.write_json(cfg.json, found)
     return 0 if equal else 1
@@ -154,8 +154,9 @@ def has_vllm() -> bool:
     return True
 
 
-def score_by_vllm(name: str, scorer: Scorer, talks: list[list[list[dict]]], dtype: torch.dtype) -> tuple[float, float, torch.Tensor]:
-    """Seconds of vLLM and of ours, each the mean of two turns with all texts, the engine being up and warm; vLLM's rewards."""
+def score_by_vllm(name: str, scorer: Scorer, talks: list[list[list[dict]]], dtype: torch.dtype) -> tuple[float, float, float, torch.Tensor]:
+    """Seconds of vLLM and of ours, medians of three turns with all texts, the engine being up and warm; the ratio by the CPU
+    time of all processes; vLLM's rewards."""
     from vllm import LLM
     from vllm.platforms import current_platform
 
@@ -164,15 +165,17 @@ def score_by_vllm(name: str, scorer: Scorer, talks: list[list[list[dict]]], dtyp
     llm = LLM(model=name, runner="pooling", dtype=str(dtype).removeprefix("torch."), max_model_len=2048, gpu_memory_utilization=memory)
     classify = lambda some: llm.classify([render(talk, scorer.tokenizer) for talk in some], use_tqdm=False)  # noqa: E731
     classify(flat[:8])
-    theirs, ours, turns = 0.0, 0.0, 2
-    for _ in range(turns):
+    turns = []
+    for _ in range(3):
         llm.reset_prefix_cache()
-        began = time.perf_counter()
+        marks = [(time.perf_counter(), cpu_seconds())]
         outputs = classify(flat)
-        middle = time.perf_counter()
+        marks.append((time.perf_counter(), cpu_seconds()))
         scorer.score(talks)
-        theirs, ours = theirs + middle - began, ours + time.perf_counter() - middle
-    return theirs / turns, ours / turns, torch.tensor([output.outputs.probs[0] for output in outputs])
+        marks.append((time.perf_counter(), cpu_seconds()))
+        turns.append([(marks[i + 1][0] - marks[i][0], marks[i + 1][1] - marks[i][1]) for i in range(2)])
+    (theirs, their_cpu), (ours, our_cpu) = torch.tensor(turns).median(0).values.tolist()
+    return theirs, ours, their_cpu / our_cpu, torch.tensor([output.outputs.probs[0] for output in outputs])
 
 
 if __name__ == "__main__":

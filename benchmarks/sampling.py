@@ -10,7 +10,8 @@ The engine's start is not counted. The three take turns; rates are medians over 
 random weights (30 million with the defaults, so that its arithmetic outweighs the bookkeeping) answers made-up prompts; 1 token
 in 128 ends a response.
 
-    ratio   sample.py's tokens/s over raw's (goal: 0.95)
+    ratio           sample.py's tokens/s over raw's (goal: 0.95)
+    ratio_by_cpu    the same by CPU time of all processes: the one to read where other jobs share the cores
 """
 
 import contextlib
@@ -31,7 +32,7 @@ os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 import torch
 from estimate import Shape
 from transformers import AutoModelForCausalLM
-from workload import machine, make_texts, model_config, table, texts, word_tokenizer
+from workload import cpu_seconds, machine, make_texts, model_config, table, texts, word_tokenizer
 
 import sample
 from rmood import records
@@ -94,21 +95,24 @@ def measure(cfg: Config, vllm, folder: str) -> int:
     }
     for way in ways.values():
         way("warm")
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates, by_cpu = ({name: [] for name in ways} for _ in range(2))
     for turn in range(cfg.rounds):
         for name, way in ways.items():
-            counted[0], began = 0, time.perf_counter()
+            counted[0], began, used = 0, time.perf_counter(), cpu_seconds()
             way(str(turn))
             rates[name].append(counted[0] / (time.perf_counter() - began))
+            by_cpu[name].append(counted[0] / (cpu_seconds() - used))
         print(f"round {turn + 1} of {cfg.rounds}: " + ", ".join(f"{name} {rate[-1]:,.0f} tokens/s" for name, rate in rates.items()), file=sys.stderr, flush=True)
-    middle = {name: statistics.median(rate) for name, rate in rates.items()}
+    middle, cpu = ({name: statistics.median(rate) for name, rate in measured.items()} for measured in (rates, by_cpu))
     made[0].llm_engine.engine_core.shutdown()
 
     facts = machine()
     print(f"{len(prompts)} prompts x {cfg.num_responses} responses of at most {cfg.max_tokens} tokens; {', '.join(f'{key} {value}' for key, value in facts.items())}")
-    print(table(["way", "tokens/s", "of raw"], [[name, f"{rate:,.0f}", f"{rate / middle['raw']:.3f}"] for name, rate in middle.items()]))
+    rows = [[name, f"{middle[name]:,.0f}", f"{middle[name] / middle['raw']:.3f}", f"{cpu[name]:,.0f}", f"{cpu[name] / cpu['raw']:.3f}"] for name in ways]
+    print(table(["way", "tokens/s", "of raw", "tokens a CPU second", "of raw"], rows))
     if cfg.json:
         found = {"ratio": middle["sample.py"] / middle["raw"], "ratio_seeded": middle["sample.py"] / middle["raw, seeded"], "tokens_per_s": middle, "rounds": rates}
+        found |= {"ratio_by_cpu": cpu["sample.py"] / cpu["raw"], "tokens_per_cpu_s": cpu, "rounds_by_cpu": by_cpu}
         records.write_json(cfg.json, found | {"machine": facts, "config": vars(cfg)})
     return 0
 

@@ -145,6 +145,14 @@ def machine() -> dict:
     return facts
 
 
+def cpu_seconds() -> float:
+    """Of this process and all below it, so far: what to compare by where other jobs share the cores."""
+    import psutil  # comes with vLLM
+
+    here = psutil.Process()
+    return sum(sum(process.cpu_times()[:2]) for process in [here, *here.children(recursive=True)])
+
+
 def table(head: list[str], rows: list[list]) -> str:
     """Markdown."""
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
