@@ -49,9 +49,11 @@ class Process:
 
     def finish(self) -> None:
         """Leave together: gloo aborts a process that still writes to one that closed its sockets."""
-        if self.store.add("finished", 1) == self.world_size:
-            self.store.set("all finished", "yes")
-        self.store.wait(["all finished"])
+        for word in ("finished", "left"):  # the second round is for rank 0: it may hold the store that the others still hear
+            if self.store.add(word, 1) == self.world_size:
+                self.store.set(f"all {word}", "yes")
+            if word == "finished" or self.is_main:
+                self.store.wait([f"all {word}"])
         dist.destroy_process_group()
 
 

@@ -192,7 +192,7 @@ def atomic_file(path: str):
     """A text file that appears under its name whole, or not at all: temporary file, fsync, rename."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     for stale in glob.glob(glob.escape(path) + ".tmp-*"):
-        if not _runs(int(stale.rpartition("-")[2])):  # it was killed while it wrote
+        if (pid := stale.rpartition("-")[2]).isdigit() and not _runs(int(pid)):  # it was killed while it wrote
             os.unlink(stale)
     temporary = f"{path}.tmp-{os.getpid()}"
     try:
@@ -389,8 +389,11 @@ def _commit() -> str | None:
 
 def read_run_file(path: str) -> dict | None:
     """The run file beside `path`, or None where there is none (a file from elsewhere)."""
-    run = read_json(f"{path}.run.json") if Path(f"{path}.run.json").exists() else None
-    if not isinstance(run, dict | None):
+    if not Path(f"{path}.run.json").exists():
+        return None
+    run = read_json(f"{path}.run.json")
+    inputs = run.get("inputs", {}) if isinstance(run, dict) else None
+    if not isinstance(inputs, dict) or not all(isinstance(file, dict) for file in (run.get("output", {}), *inputs.values())):
         raise BadInput(f"{path}.run.json: not a run file: remove it, or make {path} again")
     return run
 
@@ -407,7 +410,7 @@ def check_lineage(path: str, **inputs: str) -> bool:
     if run.get("output", {}).get("sha256") not in (None, sha256(path)):
         raise BadInput(f"{path}: changed after it was written (its hash differs from {path}.run.json): make it again")
     for role, given in inputs.items():
-        made_from = run.get("inputs", {}).get(role)
-        if given and made_from and made_from["sha256"] != sha256(given):
-            raise BadInput(f"{path}: was made from other {role} ({made_from['path']}) than {given}: pass that file, or make {path} again")
+        made_from = run.get("inputs", {}).get(role, {})
+        if given and made_from.get("sha256") and made_from["sha256"] != sha256(given):
+            raise BadInput(f"{path}: was made from other {role} ({made_from.get('path')}) than {given}: pass that file, or make {path} again")
     return True

@@ -18,6 +18,6 @@ def learning_rate(step: int, total_steps: int, warmup: int, peak: float, floor: 
     one misses the floor.)
     """
     if step <= warmup:
-        return peak * step / warmup
+        return peak * (step / warmup)  # so that step `warmup` has the peak exactly
     t = (step - warmup) / (total_steps - warmup)
     return floor + (peak - floor) * (1 + math.cos(math.pi * t)) / 2

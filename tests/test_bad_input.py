@@ -216,6 +216,7 @@ BAD = {  # what is wrong: (script, further flags, how it comes about, words of t
     "changed by hand": ("preprocess.py", "", both(made_by("rewards.json"), row("rewards.json", 0, [9.0, 1.0])), "rewards.json: changed after it was written"),
     "a run file cut short": ("preprocess.py", "", both(made_by("rewards.json"), cut("rewards.json.run.json", 0.5)), "rewards.json.run.json: not valid JSON"),
     "a run file of something else": ("preprocess.py", "", put("rewards.json.run.json", [1]), "rewards.json.run.json"),
+    "a run file with lists in it": ("preprocess.py", "", put("rewards.json.run.json", {"inputs": [1], "output": 3}), "rewards.json.run.json: not a run file"),
     "labelled other texts": (
         "preprocess.py",
         "",
