@@ -49,10 +49,10 @@ def test_ratios_are_total_pairs_over_total_seconds():
     assert field[0].name == "train.py, defaults" and not field[0].settings and not field[1].settings
     step = lambda seconds, loss=0.7: dict(seconds=seconds, loss=loss, tokens=10, cpu_seconds=2 * seconds, peak_rss=2**30, peak_cuda=0)  # noqa: E731
     slow = {one.name: [step(99.0), step(5.0), step(7.0)] for one in field}
-    slow |= {"train.py, defaults": [step(50.0), step(1.0), step(3.0)], "TRL, bf16": [step(50.0, 0.7007), step(2.0), step(4.0)]}
+    slow |= {"train.py, bf16": [step(50.0), step(1.0), step(3.0)], "TRL, bf16": [step(50.0, 0.7007), step(2.0), step(4.0)]}
     numbers = vs_trl.measure(field, slow, PAIRS)
-    assert numbers["contestants"]["train.py, defaults"]["pairs_per_s"] == 0.5
-    assert numbers["ratio_default"] == pytest.approx(3.0) and numbers["ratio_best"] == pytest.approx(1.5) and numbers["best"] == "TRL, bf16"
+    assert numbers["contestants"]["train.py, bf16"]["pairs_per_s"] == 0.5
+    assert numbers["ratio_default"] == pytest.approx(3.0) and numbers["ratio_best"] == pytest.approx(1.5) and numbers["sides"]["ratio_best"] == ("train.py, bf16", "TRL, bf16")
     assert numbers["cpu_ratio_default"] == pytest.approx(3.0)
     assert numbers["same_work"] and numbers["first_loss_spread_bf16"] == pytest.approx(1e-3)
     slow["TRL, float32"][0]["loss"] = 0.702  # 0.3% off in float32: not the same work
