@@ -223,14 +223,14 @@ RULES = (
         "check the data first (evaluate.py validate, inspect), then " + TRAIN_LONGER,
     ),
     Rule(
-        "low_match", "error", {"match_low": (0.5, INF), "match": (0, 0.7)}, (MATCH, ACCURACY, "rank correlation of margins {rank_correlation:.2f}"),
+        "low_match", "error", {"match_low": (0.5, INF), "match": (0, 0.7)}, (MATCH, ACCURACY, "rank correlation of margins {rank_correlation:.2f}", "a linear probe on frozen features reaches {probe_match:.3f}, length alone {length_match:.3f}"),
         ("training failed: training accuracy (evaluate.py quality) is low too",
          "it does not generalise: training accuracy is high, match is not",
          "scored otherwise than trained (template, closing token, truncation): evaluate.py inspect"),
         "check training accuracy first (evaluate.py quality --num-samples 500); where it is low, " + TRAIN_LONGER,
     ),
     Rule(
-        "low_match", "warning", {"match_low": (0.5, INF), "match": (0.7, 0.8)}, (MATCH, ACCURACY, "rank correlation of margins {rank_correlation:.2f}"),
+        "low_match", "warning", {"match_low": (0.5, INF), "match": (0.7, 0.8)}, (MATCH, ACCURACY, "rank correlation of margins {rank_correlation:.2f}", "a linear probe on frozen features reaches {probe_match:.3f}, length alone {length_match:.3f}"),
         ("too little training: training accuracy (evaluate.py quality) is below 0.95 too",
          "it does not generalise: training accuracy is high, match is not; more prompts help, more epochs do not",
          "many pairs between which gold hardly chooses: match is low only at small gold margins"),
