@@ -23,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY))
 from rmood import records
 from rmood.config import layout, opt, parse, run_script
 
-TRAIN = ["--lr", "1e-3", "--epochs", "4", "--batch-size", "32"]  # quickstart's
+TRAIN = ["--lr", "1e-3", "--epochs", "4", "--batch-size", "32"]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ stage python label.py --dataset toy
 stage python label.py --dataset toy --split test
 stage python preprocess.py --dataset toy
 stage python preprocess.py --dataset toy --split test
-stage python train.py --dataset toy --lr 1e-3 --epochs 4 --batch-size 32 --seed "$seed"
+# 5 epochs for an accuracy safely above 95% with any seed; a little label smoothing keeps margins this well learned from outgrowing gold's.
+stage python train.py --dataset toy --lr 1e-3 --epochs 5 --label-smoothing 0.02 --batch-size 32 --seed "$seed"
 stage python evaluate.py quality --dataset toy --num-samples 0 --json "$RMOOD_HOME/reports/toy-quality.json"
 stage python evaluate.py match --dataset toy --json "$RMOOD_HOME/reports/toy-match.json"
 stage python evaluate.py diagnose --dataset toy
