@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a diagnosed reward model, on a laptop's CPU: installs, builds a toy world, walks the five scripts over it
-# and ends with a table. About six minutes on 2 cores after installation.
+# and ends with a table. Four to six minutes on 2 cores after installation.
 #
 #     bash scripts/quickstart.sh [--seed N]
 #
