@@ -23,7 +23,7 @@ settings.register_profile("here", max_examples=EXAMPLES or 50, derandomize=not E
 settings.load_profile("here")
 
 text = st.text(max_size=20)
-reward = st.floats(allow_nan=False, allow_infinity=False)
+reward = st.floats(-1e38, 1e38)
 any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | text | st.sampled_from(["user", "assistant"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["messages", "role", "content", "chosen", "rejected", "prompt", "response_1", "response_2", "reward_1", "index"]) | text, inner, max_size=4),
