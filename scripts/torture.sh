@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # kill -9 at random moments: sample.py, label.py (1 and 2 processes), preprocess.py and train.py (1 and 2 processes), each run
-# again until it ends, and every byte compared with a run that was left alone. A hundred kills take ten minutes or so.
+# again until it ends, and every byte compared with a run that was left alone. A hundred kills take three minutes or more.
 #
 #     bash scripts/torture.sh [--kills N] [--seed N]
 #
