@@ -33,7 +33,7 @@ def model_folder(name: str) -> str:
     """
     if Path(name).is_dir():
         return name
-    from huggingface_hub import errors, snapshot_download  # half a second that only the hub's users pay
+    from huggingface_hub import constants, errors, snapshot_download  # half a second that only the hub's users pay
 
     reasons = {  # the first that fits
         errors.HFValidationError: "no such folder, and no name of the hub's (owner/model or owner/model@revision): check it",
@@ -45,7 +45,7 @@ def model_folder(name: str) -> str:
     repository, _, revision = name.partition("@")
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
     try:
-        return snapshot_download(repository, revision=revision or None, allow_patterns=patterns, ignore_patterns="consolidated*")
+        return snapshot_download(repository, revision=revision or None, allow_patterns=patterns, ignore_patterns="consolidated*", local_files_only=constants.HF_HUB_OFFLINE)
     except Exception as error:
         why = next((reason for kind, reason in reasons.items() if isinstance(error, kind)), one_line(error))
         raise BadInput(f"{name}: no model could be loaded: {why}")
