@@ -156,13 +156,9 @@ def diagnose(cfg: Diagnose) -> int:
     Probes score some of the data in other ways: as plain text, cut short, at other tokens, alone and padded; for finished rewards
     with the model that their run file names. Exit status: 0 measured, whatever the findings; 2 bad input."""
     records.check_writable(cfg.report)
-    runs, gold, texts = against_gold(cfg, cfg.models or ([] if cfg.rewards_path else [layout(cfg.dataset)["proxy"]]), cfg.rewards_path)
+    runs, gold, texts = against_gold(cfg, cfg.models or ([] if cfg.rewards_path else [layout(cfg.dataset)["proxy"]]), cfg.rewards_path, cfg.probes)
     rows = [["", "match", "95%", "ties half", "rank corr.", "spread / gold's", "rewards", "training", "finding"]]
     for run in runs:
-        if cfg.probes and texts:
-            run["numbers"] |= probe(cfg, run, texts, gold)
-            run["findings"] = faults.findings(run["numbers"])
-            run["tokens"] = colours(cfg, run, texts, gold) if run["is_model"] else {}
         n = run["numbers"]
         training = f"{n['train_loss']:.3f} / {n['train_accuracy']:.1%}" if {"train_loss", "train_accuracy"} <= n.keys() else "-"
         rows.append([
@@ -191,13 +187,13 @@ def probe(cfg: Diagnose, run: dict, texts: tuple, gold: np.ndarray) -> dict:
     from rmood import probes
     from rmood.tokenization import template_sha256
 
-    scorer, conversations = make_scorer(cfg, made_by), as_conversations(*texts)
+    scorer, conversations = make_scorer(cfg, made_by), records.conversations(*texts)
     trained = records.read_json(f"{made_by}/run.json") if Path(made_by, "run.json").exists() else {"config": {}}
     start, data = trained["config"].get("model_name", ""), trained["config"].get("data_path", "")
-    n = probes.config_numbers(made_by, scorer, conversations[0][0]) | diagnostics.training_summary(read_metrics(made_by))
+    n = probes.config_numbers(made_by, scorer, conversations[0][0])
     n |= {"company_gap": probes.company_gap(scorer, [c for row in conversations[:8] for c in row])}
     if not run["is_model"]:
-        n |= probes.explain_rewards(scorer, conversations, run["rewards"], made_by)
+        n |= diagnostics.training_summary(read_metrics(made_by)) | probes.explain_rewards(scorer, conversations, run["rewards"], made_by)
     templates = {"training": trained.get("template_sha256"), "scoring": template_sha256(scorer.tokenizer)}
     if Path(data).is_file():
         pairs = records.read_pairs(data)
@@ -361,32 +357,31 @@ def inspect(cfg: Inspect) -> int:
 # ---- shared by the commands ------------------------------------------------------------------------------------
 
 
-def against_gold(cfg: AgainstGold, models: list[str], rewards_paths: list[str]) -> tuple[list[dict], np.ndarray, tuple | None]:
+def against_gold(cfg: AgainstGold, models: list[str], rewards_paths: list[str], probes: bool = False) -> tuple[list[dict], np.ndarray, tuple | None]:
     """Each model scored and each rewards file read: name, rewards (P, K), numbers, findings, metrics; gold (P, K); texts."""
     gold = records.read_rewards(cfg.gold_path)
     if len(gold[0]) < 2:
         raise BadInput(f"{cfg.gold_path}: one reward a prompt makes no pair: label two responses or more")
-    found = []
+    finished, runs = {}, []
     for path in rewards_paths:
-        rewards = records.read_rewards(path)
-        check_same_shape(path, rewards, cfg.gold_path, gold)
+        finished[path] = records.read_rewards(path)
+        check_same_shape(path, finished[path], cfg.gold_path, gold)
         check_same_texts(path, cfg.gold_path)
-        found.append((path, np.array(rewards), []))
     names = [find_model(cfg, model) for model in models]
-    texts = read_texts(cfg, gold, rewards_paths, must=bool(models))
-    for name in names:
-        found.append((name, score(cfg, name, as_conversations(*texts)), read_metrics(name)))
-    runs = []
-    for name, rewards, metrics in found:
+    texts, everything = read_texts(cfg, gold, rewards_paths, must=bool(models)), [*rewards_paths, *names]
+    for name in everything:  # scored and probed in one turn: a model is loaded once
+        is_model = name in names
+        rewards = score(cfg, name, records.conversations(*texts)) if is_model else np.array(finished[name])
+        metrics = read_metrics(name) if is_model else []
         numbers = diagnostics.compare(rewards, np.array(gold), texts and texts[1]) | diagnostics.training_summary(metrics)
-        short = Path(name).stem if name in rewards_paths else Path(name).name
-        unique = sum(short in (Path(other).stem, Path(other).name) for other, *_ in found) == 1
-        runs.append(dict(name=short if unique else name, path=name, is_model=name in names, rewards=rewards, numbers=numbers, findings=faults.findings(numbers), metrics=metrics))
+        short = Path(name).name if is_model else Path(name).stem
+        unique = sum(short in (Path(other).stem, Path(other).name) for other in everything) == 1
+        run = dict(name=short if unique else name, path=name, is_model=is_model, rewards=rewards, numbers=numbers, metrics=metrics)
+        if probes and texts:
+            run["numbers"] |= probe(cfg, run, texts, np.array(gold))
+            run["tokens"] = colours(cfg, run, texts, np.array(gold)) if is_model else {}
+        runs.append(run | {"findings": faults.findings(run["numbers"])})
     return runs, np.array(gold), texts
-
-
-def as_conversations(prompts: list, responses: list) -> list[list[list[dict]]]:
-    return [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(prompts, responses)]
 
 
 def read_texts(cfg: AgainstGold, gold: list, rewards_paths: list[str], must: bool) -> tuple | None:

@@ -65,7 +65,7 @@ def main() -> int:
     if journal.done:
         process.print(f"{target}: {len(journal.done):,} of {len(prompts):,} prompts were labelled before; going on from there")
 
-    conversations = [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(prompts, responses)]
+    conversations = records.conversations(prompts, responses)
     process.print(f"the first conversation, as {cfg.model_name} reads it:\n{show_row(conversations[0][0], scorer.tokenizer)}")
     scored = scorer.score(conversations, desc="labelling", groups_per_pass=cfg.batch_size, done=journal.done, keep=journal.add, share=share)
     rewards = {i: row for i, row in enumerate(scored) if row is not None}

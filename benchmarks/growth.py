@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from estimate import Shape
 from transformers import AutoModelForCausalLM
-from workload import conversations, machine, make_texts, model_config, sample_lengths, table, texts, word_tokenizer
+from workload import machine, make_texts, model_config, sample_lengths, table, texts, word_tokenizer
 
 from rmood import records
 from rmood.batching import Group, epoch_order, pack, plan_scoring, plan_step
@@ -81,7 +81,7 @@ def training(cfg: Config) -> dict:
         config = model_config(shape, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
         AutoModelForCausalLM.from_config(config).save_pretrained(f"{folder}/start")
         tokenizer.save_pretrained(f"{folder}/start")
-        block = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in conversations(*make_texts(cfg.pairs, 2, seed=0))]
+        block = [{"chosen": chosen, "rejected": rejected} for chosen, rejected in records.conversations(*make_texts(cfg.pairs, 2, seed=0))]
         for times in TIMES:
             records.write_jsonl(f"{folder}/pairs-{times}.jsonl", block * times)
         runs: dict[int, list[dict]] = {times: [] for times in TIMES}
@@ -158,7 +158,7 @@ def packing(cfg: Config) -> dict:
 
 def tokenization(cfg: Config) -> dict:
     prompts, responses, tokenizer, what = texts(cfg.tokenized)
-    talks = [talk for row in conversations(prompts, responses) for talk in row]
+    talks = [talk for row in records.conversations(prompts, responses) for talk in row]
     clock = [time.perf_counter()]
     rendered = [render(talk, tokenizer) for talk in talks]
     clock.append(time.perf_counter())

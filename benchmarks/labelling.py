@@ -32,7 +32,7 @@ import torch
 from estimate import Shape
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
-from workload import conversations, cpu_seconds, machine, model_config, table, texts
+from workload import cpu_seconds, machine, model_config, table, texts
 
 from rmood import distributed, records
 from rmood.config import opt, parse, run_script
@@ -66,7 +66,7 @@ def main() -> int:
 
 def measure(cfg: Config, folder: str) -> int:
     prompts, responses, tokenizer, what = texts(cfg.prompts, cfg.num_responses)
-    talks = conversations(prompts, responses)
+    talks = records.conversations(prompts, responses)
     if not cfg.model_name:
         save_random(cfg, tokenizer, folder)
     name = cfg.model_name or folder

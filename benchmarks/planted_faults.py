@@ -97,7 +97,7 @@ def rewards(change):
         path = str(folder / "rewards.json")
         run("label.py", "--dataset", cfg.dataset, "--split", "test", "--model-name", paths["proxy"], "--target-path", path, "--dtype", "float32")
         prompts, responses = records.read_prompts(paths["test_prompts"]), records.read_responses(paths["test_responses"])
-        conversations = [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(prompts, responses)]
+        conversations = records.conversations(prompts, responses)
         rows = change(records.read_rewards(path), load_scorer(paths["proxy"]), conversations, rng)
         records.write_json(path, rows)
         return "--rewards-path", path

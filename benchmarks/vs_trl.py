@@ -406,7 +406,7 @@ def speed_rows(steps: int, seed: int) -> tuple[list[dict], list[Group], PreTrain
     pairs, the one with the most typical padding; the first step is there to warm up: the shortest of the pairs left over.
     Which response is `chosen` is of no matter to speed."""
     prompts, responses, tokenizer, what = workload.texts(1000, seed=seed)
-    groups = [Group(encode([render(talk, tokenizer) for talk in pair], tokenizer)) for pair in workload.conversations(prompts, responses)]
+    groups = [Group(encode([render(talk, tokenizer) for talk in pair], tokenizer)) for pair in records.conversations(prompts, responses)]
     rng = np.random.default_rng(seed)
     draws = [[groups[i] for i in rng.permutation(len(groups))] for _ in range(100)]
     padding = np.array([[padded(draw[: BATCH * steps], grouped) for grouped in (False, True)] for draw in draws])  # one long text can double it

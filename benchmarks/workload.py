@@ -88,15 +88,11 @@ def texts(count: int, responses: int = 2, seed: int = 0) -> tuple[list[list[dict
     return numbered, rows, load_tokenizer(str(folder / "tokenizers" / "qwen3")), f"the first {count:,} AlpacaFarm test prompts, qwen3 tokens"
 
 
-def conversations(prompts: list[list[dict]], responses: list[list[str]]) -> list[list[list[dict]]]:
-    return [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(prompts, responses)]
-
-
 def make_groups(count: int, responses: int, vocabulary: int, seed: int, scale: float = 1.0) -> list[Group]:
     """Token groups of AlpacaFarm's lengths: the real texts where they lie (and scale is 1), else random tokens 1, 2, ..."""
     if data_folder() is not None and scale == 1:
         prompts, answers, tokenizer, _ = texts(count, responses, seed)
-        rows = iter(encode([render(talk, tokenizer) for row in conversations(prompts, answers) for talk in row], tokenizer))
+        rows = iter(encode([render(talk, tokenizer) for row in records.conversations(prompts, answers) for talk in row], tokenizer))
         fold = lambda row: [1 + i % (vocabulary - 1) for i in row]  # noqa: E731 0 is the pad token
         return [Group([fold(next(rows)) for _ in row]) for row in answers]
     rng, groups = np.random.default_rng([seed, 2]), []

@@ -78,7 +78,7 @@ RULES = (
     ),
     Rule(
         "chat_template_missing", "error", {"explained_by_plain": (1, 2)},
-        ("{explained} exactly what {model} gives the plain text without its chat template", MATCH),
+        ("the rewards are exactly what {model} gives the plain text without its chat template", MATCH),
         ("scored as plain text: the template was not applied",), "score again with label.py, which applies the tokenizer's chat template",
     ),
     Rule(
@@ -93,7 +93,7 @@ RULES = (
     ),
     Rule(
         "wrong_scored_token", "error", {"explained_by_token": (1, 2)},
-        ("{explained} what the head gives {explained_token}, not at the last token of the rendered text", MATCH),
+        ("the rewards are what the head gives {explained_token}, not at the last token of the rendered text", MATCH),
         ("pad = eos: the last token that is not a pad is then the one before EOS", "the row was padded and its last position was read"),
         "score with label.py, which knows each conversation's length; give the tokenizer a pad token that is not its EOS",
     ),
@@ -110,7 +110,7 @@ RULES = (
     ),
     Rule(
         "closing_token_cut", "error", {"explained_by_cut": (1, 2)},
-        ("{explained} what the head gives conversations cut at {cut_at:.0f} tokens, before the closing token ({cut_share:.0%} are longer)", MATCH),
+        ("the rewards are what the head gives conversations cut at {cut_at:.0f} tokens, before the closing token ({cut_share:.0%} are longer)", MATCH),
         ("truncated from the right when scored: the scored token lies in the middle of the response",),
         "raise --max-length; label.py shortens the response and keeps the template's closing tokens",
     ),

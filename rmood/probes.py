@@ -126,7 +126,7 @@ def explain_rewards(scorer: Scorer, conversations: list[list[list[dict]]], found
     reproduced: rank correlation with the model's own rewards. Where they differ: order_differs 1 if they are the same rewards
     in another order; explained_by_<cut, token, plain> 1 if reading the conversations in that way gives them."""
     own = np.array(scorer.score(conversations, desc="scoring again"))
-    numbers = {"model": Path(model).name, "reproduced": rank_correlation(found.ravel(), own.ravel()), "explained": "the rewards are", "order_differs": 0.0}
+    numbers = {"model": Path(model).name, "reproduced": rank_correlation(found.ravel(), own.ravel()), "order_differs": 0.0}
     tolerance = SAME * (own.std() or 1.0)
     same = np.abs(found - own) < tolerance
     if same.mean() > 0.98:

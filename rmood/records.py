@@ -123,6 +123,11 @@ def iter_rewards(path: str) -> Iterator[list[float]]:
         yield [float(reward) for reward in row]
 
 
+def conversations(prompts: list[list[dict]], responses: list[list[str]]) -> list[list[list[dict]]]:
+    """Each prompt with each of its responses: P rows of K conversations."""
+    return [[[*prompt, {"role": "assistant", "content": text}] for text in row] for prompt, row in zip(prompts, responses)]
+
+
 def check_rows(path: str, rows: list, what: str, others: list, other_path: str, remedy: str) -> None:
     """Raise BadInput unless the file has as many rows as there are `others` (prompts, say) in the other file."""
     if len(rows) != len(others):

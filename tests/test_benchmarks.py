@@ -12,7 +12,7 @@ import gpu
 import labelling
 import workload
 from estimate import QWEN3_4B, Shape
-from rmood import distributed
+from rmood import distributed, records
 from rmood.batching import Group, epoch_order
 from rmood.config import complete
 from rmood.loss import bradley_terry_loss, reward_margin
@@ -47,7 +47,7 @@ def test_made_up_lengths_have_alpacafarms_quantiles():
 def test_a_made_up_word_is_a_token():
     prompts, responses = workload.make_texts(6, 2, seed=0)
     tokenizer = workload.word_tokenizer()
-    talk = workload.conversations(prompts, responses)[0][0]
+    talk = records.conversations(prompts, responses)[0][0]
     words = len(prompts[0][1]["content"].split()) + len(responses[0][0].split())
     assert len(workload.encode([workload.render(talk, tokenizer)], tokenizer)[0]) == words + 3 * 3  # <|im_start|>, role, <|im_end|>
 
@@ -55,7 +55,7 @@ def test_a_made_up_word_is_a_token():
 def test_both_ways_of_labelling_give_the_same_rewards(tmp_path):
     """Batches of 5 conversations, padded, with a mask; and packed passes with shared prompts."""
     tokenizer = workload.word_tokenizer(512)
-    talks = workload.conversations(*workload.make_texts(12, 3, seed=0, scale=0.2))
+    talks = records.conversations(*workload.make_texts(12, 3, seed=0, scale=0.2))
     labelling.save_random(labelling.Config(hidden_size=32, layers=2), tokenizer, str(tmp_path))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
     scorer = load_scorer(str(tmp_path), distributed.start("cpu"), dtype="float32", tokens_per_pass=1024)
