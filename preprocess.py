@@ -1,10 +1,12 @@
 """Stage 3: prompts, responses and gold rewards to chosen/rejected pairs.
 
-    reads   rm_prompts.json, rm_sft.json (sample.py) and rm_rewards.json (label.py) of datasets/<dataset>/rm/
-    writes  datasets/<dataset>/rm/rm_implicit.jsonl   for train.py: one {"chosen", "rejected", "index",
-            "chosen_reward", "rejected_reward"} a line
+reads   rm_prompts.json, rm_sft.json (sample.py) and rm_rewards.json (label.py)
+        of datasets/<dataset>/rm/
+writes  datasets/<dataset>/rm/rm_implicit.jsonl   for train.py: one {"chosen", "rejected", "index",
+        "chosen_reward", "rejected_reward"} per line; with more than two responses per prompt one
+        group per line: {"messages", "response_1", "reward_1", ..., "pairs", "index"}
 
-    python preprocess.py --dataset alpacafarm
+python preprocess.py --dataset alpacafarm
 """
 
 import sys
@@ -15,83 +17,181 @@ from itertools import combinations, zip_longest
 
 from tqdm import tqdm
 
-from rmood import records
-from rmood.config import opt, parse, run_script
-from rmood.records import BadInput
+from rmood.cli import opt, parse
+from rmood.errors import UserError, run_script
+from rmood.files.provenance import check_lineage, write_run_file
+from rmood.files.rows import check_writable, write_jsonl
+from rmood.files.tables import (
+    Conversation,
+    check_rows,
+    iter_prompts,
+    iter_responses,
+    iter_rewards,
+    read_prompts,
+    read_records,
+    read_responses,
+    read_rewards,
+)
 
 
 @dataclass(frozen=True)
 class Config:
-    dataset: str = opt("alpacafarm", "names every default path at once", group="data")
-    split: str = opt("train", "which default paths", choices=["train", "test"])
+    # fmt: off
+    dataset: str = opt("alpacafarm", "sets every default path at once", group="data")
+    split: str = opt("train", "which prompts of the dataset", choices=["train", "test"])
     prompts_path: str = opt("{prompts}", "prompts")
     responses_path: str = opt("{responses}", "responses, from sample.py")
     rewards_path: str = opt("{rewards}", "gold rewards, from label.py")
     target_path: str = opt("{pairs}", "pairs to write")
     min_margin: float = opt(0.0, "leave out pairs whose gold rewards differ by less", group="pairs", at_least=0)
     drop_identical: bool = opt(False, "leave out pairs of equal texts even where gold's rewards differ")
+    form: str = opt("auto", "what a line holds: pairs: chosen and rejected; groups: all responses of a prompt, which train.py computes once and trains in one step; auto: groups for more than two responses", choices=["auto", "pairs", "groups"])
+    # fmt: on
 
 
 def main() -> int:
     cfg = parse(Config, __doc__)
-    records.check_writable(cfg.target_path)
-    known = records.check_lineage(cfg.rewards_path, prompts=cfg.prompts_path, responses=cfg.responses_path)
-    records.check_lineage(cfg.responses_path, prompts=cfg.prompts_path)
-    counts = Counter()  # "kept", and why the others are not
-    records.write_jsonl(cfg.target_path, make_rows(cfg, counts))
-    total, kept = counts.total(), counts.pop("kept")
-    inputs = {"prompts": cfg.prompts_path, "responses": cfg.responses_path, "rewards": cfg.rewards_path}
-    records.write_run_file(cfg.target_path, cfg, inputs, pairs=kept, left_out=dict(counts))
-    if not known:
-        print(f"{cfg.rewards_path}: no run file beside it, so only its length was checked against the other files", file=sys.stderr)
-    print(f"kept {kept:,} of {total:,} pairs; dropped {total - kept:,}" + (f": {reasons(counts)}" if counts else ""))
+    check_writable(cfg.target_path)
+    has_lineage = check_lineage(
+        cfg.rewards_path, prompts=cfg.prompts_path, responses=cfg.responses_path
+    )
+    check_lineage(cfg.responses_path, prompts=cfg.prompts_path)
+
+    counts = Counter()  # "kept", and a count for each reason to leave a pair out
+    write_jsonl(cfg.target_path, make_rows(cfg, counts))
+
+    total = counts.total()
+    kept = counts.pop("kept")
+    left_out = counts
+    inputs = {
+        "prompts": cfg.prompts_path,
+        "responses": cfg.responses_path,
+        "rewards": cfg.rewards_path,
+    }
+    write_run_file(cfg.target_path, cfg, inputs, pairs=kept, left_out=dict(left_out))
+    if not has_lineage:
+        print(
+            f"{cfg.rewards_path}: no run file beside it, "
+            "so only its length was checked against the other files",
+            file=sys.stderr,
+        )
+    summary = f"kept {kept:,} of {total:,} pairs; dropped {total - kept:,}"
+    print(f"{summary}: {in_words(left_out)}" if left_out else summary)
     print(f"{cfg.target_path}: written; next: torchrun train.py --dataset {cfg.dataset}")
     return 0
 
 
 def make_rows(cfg: Config, counts: Counter) -> Iterator[dict]:
-    """The rows of the pairs file, one after the other: none of the files is ever whole in memory, but for rewards in record form."""
-    recorded = records.read_records(cfg.rewards_path)
-    files = records.iter_prompts(cfg.prompts_path), records.iter_responses(cfg.responses_path), records.iter_rewards(cfg.rewards_path)
-    for index, (prompt, responses, rewards) in enumerate(tqdm(zip_longest(*files), desc="pairing", unit="prompt", delay=2)):
-        if None in (prompt, responses, rewards):
+    """The rows of the pairs file, one after the other, counting what is kept and left out.
+
+    None of the files is ever whole in memory, except rewards in record form.
+    """
+    records = read_records(cfg.rewards_path)  # None: rewards alone
+    rows = zip_longest(
+        iter_prompts(cfg.prompts_path),
+        iter_responses(cfg.responses_path),
+        iter_rewards(cfg.rewards_path),
+    )
+    rows = tqdm(rows, desc="pairing", unit="prompt", delay=2)
+    for index, (prompt, responses, rewards) in enumerate(rows):
+        if prompt is None or responses is None or rewards is None:  # a file ended before the others
             check_lengths(cfg)
-        if len(responses) < 2:
-            raise BadInput(f"{cfg.responses_path}: one response a prompt makes no pair: rerun sample.py with --num-responses 2")
-        if len(rewards) != len(responses):
-            raise BadInput(f"{cfg.rewards_path}: {len(rewards)} rewards for {len(responses)} responses a row: rerun label.py, or pass the matching file")
-        if recorded and (recorded[0][index], recorded[1][index]) != (prompt, responses):
-            raise BadInput(f"{cfg.rewards_path}: row {index} holds another text than {cfg.responses_path}: pass the responses that were labelled")
-        for i, j in combinations(range(len(responses)), 2):
-            if row := make_pair(cfg, prompt, responses, rewards, i, j, counts):
-                counts["kept"] += 1
-                yield row | {"index": index}
+        check_row(cfg, responses, rewards)
+        if records and (records[0][index] != prompt or records[1][index] != responses):
+            raise UserError(
+                f"{cfg.rewards_path}: row {index} holds another text than {cfg.responses_path}: "
+                "pass the responses that were labelled"
+            )
+        pairs = choose_pairs(cfg, responses, rewards, counts)
+        if cfg.form == "groups" or (cfg.form == "auto" and len(responses) > 2):
+            if pairs:
+                yield group_row(prompt, responses, rewards, pairs) | {"index": index}
+            continue
+        for winner, loser in pairs:
+            yield {
+                "chosen": conversation(prompt, responses[winner]),
+                "rejected": conversation(prompt, responses[loser]),
+                "chosen_reward": rewards[winner],
+                "rejected_reward": rewards[loser],
+                "index": index,
+            }
     if not counts["kept"]:
-        raise BadInput(f"{cfg.rewards_path}: no pair is left of {counts.total():,} ({reasons(+counts)}): check the rewards, or lower --min-margin")
+        raise UserError(
+            f"{cfg.rewards_path}: no pair is left of {counts.total():,} ({in_words(counts)}): "
+            "check the rewards, or lower --min-margin"
+        )
+
+
+def choose_pairs(
+    cfg: Config, responses: list[str], rewards: list[float], counts: Counter
+) -> list[tuple[int, int]]:
+    """(chosen, rejected) of each two responses that make a training pair; others are counted."""
+    pairs = []
+    for i, j in combinations(range(len(responses)), 2):
+        winner, loser = (i, j) if rewards[i] > rewards[j] else (j, i)
+        margin = rewards[winner] - rewards[loser]
+        reason = reason_to_leave_out(cfg, margin, responses[i] == responses[j])
+        counts[reason or "kept"] += 1
+        if not reason:
+            pairs.append((winner, loser))
+    return pairs
+
+
+def group_row(prompt: Conversation, responses: list[str], rewards: list[float], pairs) -> dict:
+    """All responses of a prompt in one row; "pairs" counts them from 1, as response_1 does."""
+    row = {"messages": prompt}
+    for number, (response, reward) in enumerate(zip(responses, rewards), 1):
+        row |= {f"response_{number}": response, f"reward_{number}": reward}
+    return row | {"pairs": [[winner + 1, loser + 1] for winner, loser in pairs]}
+
+
+def check_row(cfg: Config, responses: list[str], rewards: list[float]) -> None:
+    """Raise UserError unless there are two responses or more, and a reward for each."""
+    if len(responses) < 2:
+        raise UserError(
+            f"{cfg.responses_path}: one response per prompt makes no pair: "
+            "rerun sample.py with --num-responses 2"
+        )
+    if len(rewards) != len(responses):
+        raise UserError(
+            f"{cfg.rewards_path}: {len(rewards)} rewards for {len(responses)} responses per row: "
+            "rerun label.py, or pass the matching file"
+        )
 
 
 def check_lengths(cfg: Config) -> None:
-    """Raise BadInput where one file has fewer rows than another."""
-    prompts, responses, rewards = records.read_prompts(cfg.prompts_path), records.read_responses(cfg.responses_path), records.read_rewards(cfg.rewards_path)
-    records.check_rows(cfg.responses_path, responses, "prompts", prompts, cfg.prompts_path, "rerun sample.py")
-    records.check_rows(cfg.rewards_path, rewards, "responses", responses, cfg.responses_path, "rerun label.py")
+    """Raise UserError where one file has fewer rows than another."""
+    prompts = read_prompts(cfg.prompts_path)
+    responses = read_responses(cfg.responses_path)
+    rewards = read_rewards(cfg.rewards_path)
+    check_rows(
+        cfg.responses_path, responses, "prompts", prompts, cfg.prompts_path, "rerun sample.py"
+    )
+    check_rows(
+        cfg.rewards_path, rewards, "responses", responses, cfg.responses_path, "rerun label.py"
+    )
 
 
-def make_pair(cfg: Config, prompt: list[dict], responses: list[str], rewards: list[float], i: int, j: int, left_out: Counter) -> dict | None:
-    """The pair of responses i and j, the one gold prefers as chosen; None, and a reason counted, where there is none."""
-    if rewards[i] == rewards[j]:
-        left_out["equal gold reward"] += 1
-    elif cfg.drop_identical and responses[i] == responses[j]:
-        left_out["identical responses"] += 1
-    elif abs(rewards[i] - rewards[j]) < cfg.min_margin:
-        left_out[f"gold margin under {cfg.min_margin:g}"] += 1
-    else:
-        winner, loser = (i, j) if rewards[i] > rewards[j] else (j, i)
-        chosen, rejected = ([*prompt, {"role": "assistant", "content": responses[k]}] for k in (winner, loser))
-        return {"chosen": chosen, "rejected": rejected, "chosen_reward": rewards[winner], "rejected_reward": rewards[loser]}
+def reason_to_leave_out(cfg: Config, margin: float, identical: bool) -> str | None:
+    """Why a pair is no training pair; None where it is one.
+
+    margin: gold's reward of the chosen response minus that of the rejected one, 0 or more.
+    identical: the two responses are the same text.
+    """
+    if margin == 0:
+        return "equal gold reward"
+    if identical and cfg.drop_identical:
+        return "identical responses"
+    if margin < cfg.min_margin:
+        return f"gold margin under {cfg.min_margin:g}"
+    return None
 
 
-def reasons(left_out: Counter) -> str:
+def conversation(prompt: Conversation, response: str) -> Conversation:
+    return [*prompt, {"role": "assistant", "content": response}]
+
+
+def in_words(left_out: Counter) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
 
 

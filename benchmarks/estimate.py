@@ -1,14 +1,23 @@
-"""Memory and time of a full fine-tuning run, computed from the model's shape: nothing here was measured on a GPU.
+"""Memory and time of a full fine-tuning run, computed from the model's shape.
 
-    python benchmarks/estimate.py        prints the tables of docs/memory.md (Markdown)
+Nothing here is measured on a GPU. Reads nothing; prints the tables of docs/memory.md (Markdown):
 
-    N parameters, L layers, D hidden size, Q and K width of all query and of all key heads, M width of the MLP
-    T unique tokens of a pass, R tokens of attention's rows (prompt shared by two responses counted twice, padding too)
+    python benchmarks/estimate.py
+
+    N parameters, L layers, D hidden size, M width of the MLP
+    Q, K width of all query heads, of all key heads
+    T unique tokens of a pass
     W processes, each with one GPU
 
-What would measure it, on the machine in question (peak memory by nvidia-smi; pairs and tokens a second in metrics.jsonl):
+Time is a roofline: each matrix product at the rate of such products, everything else at the rate
+of the GPU's memory. Counts of bytes come from budget.py, rates are named below.
+
+What would measure it, on the machine in question (peak memory by nvidia-smi; pairs and tokens a
+second in metrics.jsonl):
+
     torchrun --nproc-per-node 1 train.py --lr 5e-5 --epochs 1
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py --replicas 2
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+        train.py --replicas 2
 """
 
 import sys
@@ -18,14 +27,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rmood.optim import AdamWStochasticRounding
-from rmood.sharding import PRECISIONS
+from rmood.sharding import PRECISIONS, PassMemory
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of Qwen3's or Llama's kind, embeddings tied or (reward models need no output matrix) without a head."""
+    """A decoder like Qwen3's or Llama's. Its embedding is counted once: a reward model has no
+    output matrix."""
 
     layers: int = 36
     hidden: int = 2560
@@ -34,7 +44,7 @@ class Shape:
     head: int = 128
     mlp: int = 9728
     vocabulary: int = 151_936
-    norm_heads: bool = True  # Qwen3 norms queries and keys, Llama does not
+    norm_heads: bool = True  # Qwen3 normalises queries and keys, Llama does not
 
     @property
     def query(self) -> int:
@@ -47,7 +57,11 @@ class Shape:
     @property
     def layer_parameters(self) -> int:
         attention = 2 * self.hidden * self.query + 2 * self.hidden * self.key
-        return attention + 3 * self.hidden * self.mlp + 2 * self.hidden + (2 * self.head if self.norm_heads else 0)
+        mlp = 3 * self.hidden * self.mlp
+        norms = 2 * self.hidden
+        if self.norm_heads:
+            norms += 2 * self.head
+        return attention + mlp + norms
 
     @property
     def embedding_parameters(self) -> int:
@@ -55,122 +69,306 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        return self.embedding_parameters + self.layers * self.layer_parameters + 2 * self.hidden  # last norm, reward head
+        last_norm_and_head = 2 * self.hidden
+        return self.embedding_parameters + self.layers * self.layer_parameters + last_norm_and_head
 
 
 QWEN3_4B = Shape()
 TOKENS = 16_384  # --tokens-per-pass
-ROWS_PER_TOKEN = 1.6  # R / T, counted on full passes of 64 AlpacaFarm pairs (prompt 50, response 62 tokens: medians)
-ROW_LENGTH = 133  # tokens of a conversation there, mean
-TOKENS_OF_64_PAIRS = 64 * 201  # unique tokens there
 MOST_TOKENS = 65_536  # a larger pass than anyone needs
-CARDS = {"80 GB": 79.0, "48 GB": 44.5, "24 GB": 22.5}  # GiB that the driver of such a card reports, or a little less
+
+# Counted on 64 AlpacaFarm pairs (medians: prompt 50, response 62 tokens).
+TOKENS_OF_64_PAIRS = 11_750  # unique tokens
+SEEN_PER_TOKEN = 88  # tokens that a token sees in attention, the mean
+
+# GiB that the driver of such a card reports, or a little less.
+CARDS = {"80 GB": 79.0, "48 GB": 44.5, "24 GB": 22.5}
 RESERVE = 2.0  # GiB left to the CUDA context, NCCL and fragmentation
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def bytes_per_parameter(precision: str) -> dict[str, int]:
-    """What rests on a process for each parameter it owns. Gradients are summed in float32, then kept as the weights are."""
+    """Bytes that a process keeps for each parameter it owns.
+
+    Gradients are summed in float32, then kept in the dtype of the weights.
+    """
     stored = PRECISIONS[precision][0].itemsize
     return {"weights": stored, "gradients": stored, "moments": 2 * stored}
 
 
-def saved_per_layer(shape: Shape, compute: int, rows_per_token: float = 1.0) -> dict[str, float]:
-    """Bytes a token that autograd keeps for the backward pass of one layer, packed layout. compute: bytes of an activation.
+def kept_per_layer(shape: Shape, compute: int) -> dict[str, float]:
+    """Bytes a token that autograd keeps for the backward pass of one layer, not compiled.
 
-    RMSNorm of width w computes in float32: it keeps its input as float32 and the normed values as activations, and
-    1 / rms; its output is kept by the matrices that read it. A matrix keeps its input, SiLU its input, a product both
-    factors. Attention (flash) keeps query, key, value, output and one float32 a head, for its rows.
+    compute: bytes of an activation.
+
+    RMSNorm of width w computes in float32: it keeps its input as float32 and the normed values as
+    activations, and 1 / rms; its output is kept by the matrices that read it. A matrix keeps its
+    input, SiLU its input, a product both factors. Attention keeps query, key, value and output,
+    each once a token, and one float32 a head.
     """
-    b = compute
-    heads = shape.heads + shape.kv_heads if shape.norm_heads else 0
+    norms = 2 * (4 + compute + compute) * shape.hidden + 4 * 2
+    head_norms = 0
+    if shape.norm_heads:
+        heads = shape.heads + shape.kv_heads
+        head_norms = (4 + compute) * (shape.query + shape.key) + 4 * heads
     return {
-        "norms": 2 * (4 + b + b) * shape.hidden + 4 * 2,
-        "query and key norms": (4 + b) * (shape.query + shape.key) + 4 * heads if shape.norm_heads else 0,
-        "attention's rows": rows_per_token * (b * (2 * shape.query + 2 * shape.key) + 4 * shape.heads),
-        "attention's output": b * shape.query,
-        "mlp": 4 * b * shape.mlp,
+        "norms": norms,
+        "query and key norms": head_norms,
+        "attention": compute * (2 * shape.query + 2 * shape.key) + 4 * shape.heads,
+        "mlp": 4 * compute * shape.mlp,
     }
 
 
-def saved_per_token(shape: Shape, compute: int, rows_per_token: float, checkpointing: bool) -> float:
-    """Bytes a token of all layers. Checkpointing keeps each layer's input, and one whole layer while it is computed again."""
-    layer = sum(saved_per_layer(shape, compute, rows_per_token).values())
-    return shape.layers * compute * shape.hidden + layer if checkpointing else shape.layers * layer
+# Bytes a token of a compiled Qwen3-4B layer in bf16, as budget.py measures them. The compiler keeps
+# only what is cheaper to keep than to compute again.
+COMPILED_KEPT = 110_400
+COMPILED_MOVED = (188_100, 272_200)  # forward, backward: read and written outside matrix products
 
 
-def memory(shape: Shape, precision: str, gpus: int, tokens: int, checkpointing: bool, offload: bool) -> dict[str, float]:
-    """Bytes on one GPU. The peak is the worst of three moments: the backward pass of the layers with all gradients of an
-    earlier pass still there; its end, at the embeddings; the optimizer.
+def kept_bytes(shape: Shape, precision: str, compiled: bool) -> float:
+    """Bytes a token that one layer keeps for its backward pass."""
+    compute = PRECISIONS[precision][1].itemsize
+    if compiled and shape == QWEN3_4B and compute == 2:
+        return COMPILED_KEPT
+    return sum(kept_per_layer(shape, compute).values())
 
-    gathered: FSDP holds two layers unsharded (the next is fetched early): weights and gradients as computed, gradients
-    once more in float32 to be summed. optimizer: AdamWStochasticRounding's float32 temporaries, seven of a chunk.
+
+def pass_memory(
+    shape: Shape, precision: str, gpus: int, tokens: int, one_pass: bool, compiled: bool
+) -> PassMemory:
+    """What train.py measures, from the shape."""
+    compute = PRECISIONS[precision][1].itemsize
+    gradient = bytes_per_parameter(precision)["gradients"] / gpus
+    in_layers = shape.layers * shape.layer_parameters
+    return PassMemory(
+        layers=shape.layers,
+        kept=tokens * kept_bytes(shape, precision, compiled),
+        kept_input=tokens * compute * shape.hidden,
+        gradients=gradient * shape.layer_parameters,
+        other_gradients=gradient * (shape.parameters - in_layers),
+        one_pass=one_pass,
+    )
+
+
+def memory(
+    shape: Shape,
+    precision: str,
+    gpus: int,
+    tokens: int,
+    recomputed: int,
+    offload: bool = False,
+    one_pass: bool = False,
+    compiled: bool = True,
+) -> dict[str, float]:
+    """Bytes on one GPU, by part, and their peak.
+
+    The peak is the worst of two moments: the backward pass of the layers, and its end, at the
+    embeddings. recomputed: layers. one_pass: whether a step is one pass; else the gradients of an
+    earlier one are there.
+
+    gathered: FSDP holds two layers unsharded (the next is fetched early): weights and gradients in
+        the dtype of the arithmetic, gradients once more in float32 to be summed.
+    optimizer: the random bits of AdamWStochasticRounding, 8 bytes for each weight of a chunk.
     """
-    compute, stored = PRECISIONS[precision][1].itemsize, bytes_per_parameter(precision)
-    state = 0.0 if offload else shape.parameters * sum(stored.values()) / gpus
-    unit = 2 * compute + 4 + (stored["weights"] + stored["gradients"] if offload else 0)  # offload: its own part passes through the GPU
+    compute = PRECISIONS[precision][1].itemsize
+    stored = bytes_per_parameter(precision)
+    held = shape.parameters / gpus * (stored["weights"] + stored["moments"])
+    gathered_bytes = 2 * compute + 4  # of one parameter
+    needs = pass_memory(shape, precision, gpus, tokens, one_pass, compiled)
+    all_gradients = shape.parameters / gpus * stored["gradients"]
+    if offload:  # this process's own part passes through the GPU
+        held = all_gradients = 0.0
+        needs = needs._replace(gradients=0.0, other_gradients=0.0)
+        gathered_bytes += stored["weights"] + stored["gradients"]
+    optimizer = 0.0
+    if precision == "bf16-sr" and not offload:
+        optimizer = 8 * min(AdamWStochasticRounding.CHUNK, shape.embedding_parameters / gpus)
+
     parts = {
-        "state": state,
-        "activations": tokens * saved_per_token(shape, compute, ROWS_PER_TOKEN, checkpointing),
-        "backward": tokens * 3 * compute * shape.mlp,  # gradients inside an MLP
-        "gathered": 2 * shape.layer_parameters * unit,
-        "embeddings": shape.embedding_parameters * unit,
-        "optimizer": 7 * 4 * min(AdamWStochasticRounding.CHUNK, shape.embedding_parameters / gpus) if precision == "bf16-sr" and not offload else 0.0,
+        "state": held + all_gradients,
+        "pass": needs.peak(recomputed),  # with gradients
+        "gathered": 2 * shape.layer_parameters * gathered_bytes,
+        "embeddings": shape.embedding_parameters * gathered_bytes,
+        "optimizer": optimizer,
     }
-    layers = parts["activations"] + parts["backward"] + parts["gathered"]
-    return parts | {"peak": state + max(layers, parts["embeddings"], parts["optimizer"])}
+    layers = parts["pass"] + parts["gathered"]
+    end = all_gradients + max(parts["embeddings"], parts["optimizer"])
+    return parts | {"peak": held + max(layers, end)}
 
 
-def largest_pass(shape: Shape, precision: str, card: float, checkpointing: bool, offload: bool) -> int:
-    """The largest --tokens-per-pass, in steps of 256, that one card of so many GiB holds; 0 where none does."""
-    fits = [t for t in range(256, MOST_TOKENS + 1, 256) if memory(shape, precision, 1, t, checkpointing, offload)["peak"] <= (card - RESERVE) * GIB]
-    return max(fits, default=0)
+def fewest_recomputed(
+    shape: Shape, precision: str, gpus: int, tokens: int, card: float, one_pass: bool = True
+) -> int | None:
+    """Layers that train.py recomputes on cards of so many GiB; None where even all are too few."""
+    for recomputed in range(shape.layers + 1):
+        peak = memory(shape, precision, gpus, tokens, recomputed, one_pass=one_pass)["peak"]
+        if peak <= (card - RESERVE) * GIB:
+            return recomputed
+    return None
 
 
-# ---- time ------------------------------------------------------------------------------------------------------
+def largest_pass(
+    shape: Shape, precision: str, card: float, recomputed: int, offload: bool = False
+) -> int:
+    """The largest --tokens-per-pass, in steps of 256, that fits on one card; 0 if none does.
 
-PEAK_FLOPS, MFU = 989e12, 0.40  # H100 SXM, dense bf16 (its data sheet); the share of it that layers reach, assumed
-MEMORY_BANDWIDTH = 3.35e12 * 0.8  # bytes/s, of the same card, 80% of the data sheet
-PER_NODE = 8
-NVLINK = 300e9  # bytes/s into and out of a GPU within a node: two thirds of NVLink 4's 450e9 each way
-NETWORKS = {"8 x 400 Gb/s InfiniBand": 0.8 * 400e9, "100 Gb/s Ethernet": 0.8 * 12.5e9}  # bytes/s of a node
+    card: its memory in GiB.
+    """
+    available = (card - RESERVE) * GIB
+    largest = 0
+    for tokens in range(256, MOST_TOKENS + 1, 256):
+        if memory(shape, precision, 1, tokens, recomputed, offload)["peak"] <= available:
+            largest = tokens
+    return largest
+
+
+# ---- time ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of an H100 SXM: what was measured on one, less a margin, and guesses, which say so."""
+
+    large_matmul: float = 798e12  # FLOP/s of a bf16 product of 8,192 rows and columns: measured
+    layer_matmul: float = 680e12  # of the layers' products
+    flash_forward: float = 250e12  # of attention in rows of some 130 tokens: a guess
+    flash_backward: float = 180e12  # a guess
+    memory: float = 2.8e12  # bytes/s of everything else; a copy was measured at 3.0e12
+    host_layer: float = 3e-3  # seconds in which the host launches one layer's passes: a guess
+
+
+H100 = Rates()
+PER_NODE = 8  # GPUs
+NVLINK = 300e9  # bytes/s into and out of a GPU within a node: 2/3 of NVLink 4's 450e9 each way
+NETWORKS = {  # bytes/s of a node
+    "8 x 400 Gb/s InfiniBand": 0.8 * 400e9,
+    "100 Gb/s Ethernet": 0.8 * 12.5e9,
+}
 HOP = 5e-6  # seconds: latency of one step of a ring
 
 
-def flops(shape: Shape, tokens: float, row_length: float = ROW_LENGTH, rows_per_token: float = ROWS_PER_TOKEN) -> float:
-    """Forward and backward: 6 a token for each weight that multiplies (embeddings are looked up), and causal attention."""
+def flops(shape: Shape, tokens: float, seen_per_token: float = SEEN_PER_TOKEN) -> float:
+    """Useful ones of the forward and backward pass together, nothing recomputed.
+
+    6 a token for each weight that multiplies (embeddings are looked up), and for each token that a
+    token sees in attention 2 products x 2 FLOPs x 3 (the backward pass counts twice).
+    """
     matrices = shape.layers * shape.layer_parameters
-    attention = 6 * shape.layers * shape.query * row_length * rows_per_token  # 2 products x 2 FLOPs x half the row x 3
+    attention = 12 * shape.layers * shape.query * seen_per_token
     return tokens * (6 * matrices + attention)
 
 
-def step_seconds(shape: Shape, gpus: int, tokens_per_gpu: float, network: float, replicas: int = 1) -> dict[str, float]:
-    """One pass and one update, precision mixed with activation checkpointing; transfers run beside the arithmetic.
+def layer_seconds(
+    shape: Shape,
+    tokens: float,
+    seen_per_token: float = SEEN_PER_TOKEN,
+    moved: tuple[float, float] = COMPILED_MOVED,
+    rates: Rates = H100,
+) -> tuple[float, float]:
+    """(forward, backward) of one layer. moved: bytes a token outside matrix products, of each.
 
-    Over W processes a ring moves (W - 1) / W of a tensor through each GPU: weights in bf16 in the forward and again in the
-    backward pass, gradients in float32 in the backward pass. Where it crosses nodes the slower of NVLink and the network
-    sets the pace. With replicas the rings stay within replicas-th parts, and each copy's gradients are averaged over the network.
+    The backward pass multiplies twice as much; flash computes its forward products again.
     """
-    n, units = shape.parameters, shape.layers + 2
+    products = 2 * tokens * shape.layer_parameters / rates.layer_matmul
+    attention = 4 * tokens * shape.query * seen_per_token
+    forward = products + attention / rates.flash_forward + tokens * moved[0] / rates.memory
+    backward = (
+        2 * products + 2.5 * attention / rates.flash_backward + tokens * moved[1] / rates.memory
+    )
+    return forward, backward
+
+
+def copied_per_parameter(precision: str, gpus: int) -> float:
+    """Bytes a parameter that FSDP moves within a GPU for a pass, beside the transfers.
+
+    Weights are cast (by a single process: of all of them), then copied out of the gathered buffer,
+    in the forward and again in the backward pass. Gradients are copied in as float32, then cast.
+    """
+    weight_dtype, compute_dtype = PRECISIONS[precision]
+    stored, compute = weight_dtype.itemsize, compute_dtype.itemsize
+    cast = (stored + compute) / gpus if stored != compute else 0
+    gather = cast + 2 * compute
+    gradients = compute + 4 + (4 + stored) / gpus
+    return 2 * gather + gradients
+
+
+def update_seconds(shape: Shape, precision: str, gpus: int, rates: Rates = H100) -> float:
+    """Clipping (read; read and write) and AdamW (read four, write three) of one GPU's part."""
+    stored = PRECISIONS[precision][0].itemsize
+    moved = 3 * stored + 7 * stored
+    if precision == "bf16-sr":
+        moved += 2 * 8  # random bits, written and read
+    return moved * shape.parameters / gpus / rates.memory
+
+
+def one_gpu_step(
+    shape: Shape, precision: str, tokens: float, recomputed: int, **more
+) -> dict[str, float]:
+    """Seconds of a step of one pass on one GPU, by part. more: as for layer_seconds."""
+    rates = more.get("rates", H100)
+    forward, backward = layer_seconds(shape, tokens, **more)
+    copies = copied_per_parameter(precision, 1) * shape.parameters / rates.memory
+    parts = {
+        "layers": shape.layers * (forward + backward) + recomputed * forward,
+        "copies": copies,
+        "update": update_seconds(shape, precision, 1, rates),
+    }
+    return parts | {"step": max(sum(parts.values()), shape.layers * rates.host_layer)}
+
+
+def step_seconds(
+    shape: Shape, gpus: int, tokens_per_gpu: float, network: float, replicas: int = 1
+) -> dict[str, float]:
+    """One pass and one update, in seconds: precision mixed, compiled, on 80 GB cards, with as few
+    layers recomputed as they demand.
+
+    Transfers run beside the arithmetic. Over W processes a ring moves (W - 1) / W of a tensor
+    through each GPU: weights in bf16 in the forward and again in the backward pass, gradients in
+    float32 in the backward pass. Where it crosses nodes the slower of NVLink and the network sets
+    the pace. With replicas each ring spans W / replicas processes, and the gradients of the copies
+    are averaged over the network.
+    """
+    parameters = shape.parameters
+    units = shape.layers + 2  # FSDP gathers each by itself: layers, embedding, the rest
     ring = gpus // replicas
-    wire = NVLINK if ring <= PER_NODE else min(NVLINK, network)
-    gather = 2 * n * (ring - 1) / ring / wire + units * (ring - 1) * HOP
-    scatter = 4 * n * (ring - 1) / ring / wire + units * (ring - 1) * HOP
-    across = 2 * (replicas - 1) / replicas * 4 * n / network + units * 2 * (replicas - 1) * HOP if replicas > 1 else 0.0
-    forward = flops(shape, tokens_per_gpu) / 3 / (PEAK_FLOPS * MFU)
-    update = 28 * n / ring / MEMORY_BANDWIDTH  # reads weight, gradient and two moments, writes all but the gradient: float32
-    transfer = gather + max(gather + scatter, across)
-    return {"compute": 4 * forward, "transfer": transfer, "step": max(forward, gather) + max(3 * forward, gather + scatter, across) + update}
+    bandwidth = NVLINK if ring <= PER_NODE else min(NVLINK, network)
+
+    ring_latency = units * (ring - 1) * HOP
+    gather = 2 * parameters * (ring - 1) / ring / bandwidth + ring_latency
+    scatter = 4 * parameters * (ring - 1) / ring / bandwidth + ring_latency
+    across_copies = 0.0
+    if replicas > 1:
+        moved = 2 * (replicas - 1) / replicas * 4 * parameters
+        across_copies = moved / network + units * 2 * (replicas - 1) * HOP
+
+    forward, backward = layer_seconds(shape, tokens_per_gpu)
+    recomputed = fewest_recomputed(shape, "mixed", ring, int(tokens_per_gpu), CARDS["80 GB"])
+    copies = copied_per_parameter("mixed", ring) * parameters / H100.memory
+    forward_compute = shape.layers * forward + copies / 3
+    again = (shape.layers if recomputed is None else recomputed) * forward
+    backward_compute = shape.layers * backward + again + 2 * copies / 3
+    forward_pass = max(forward_compute, gather, shape.layers * H100.host_layer / 3)
+    backward_pass = max(
+        backward_compute, gather + scatter, across_copies, 2 * shape.layers * H100.host_layer / 3
+    )
+    return {
+        "compute": forward_compute + backward_compute,
+        "transfer": gather + max(gather + scatter, across_copies),
+        "step": forward_pass + backward_pass + update_seconds(shape, "mixed", ring),
+    }
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def table(head: list[str], rows: list[list]) -> str:
-    cells = [[str(cell) for cell in row] for row in [head, ["---"] * len(head), *rows]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+    """Markdown."""
+    lines = []
+    for row in [head, ["---"] * len(head), *rows]:
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
 
 
 def gib(value: float) -> str:
@@ -178,59 +376,157 @@ def gib(value: float) -> str:
 
 
 def parameter_table(shape: Shape) -> str:
+    head = ["precision", "weights", "gradients", "moments", "bytes a parameter", "GiB for 4B"]
+    head.append("gathered for arithmetic")
     rows = []
     for precision, (_, compute) in PRECISIONS.items():
-        b = bytes_per_parameter(precision)
-        rows.append([f"`{precision}`", *b.values(), sum(b.values()), gib(shape.parameters * sum(b.values())), compute.itemsize])
-    return table(["precision", "weights", "gradients", "moments", "bytes a parameter", "GiB for 4B", "gathered for arithmetic"], rows)
-
-
-def activation_table(shape: Shape) -> str:
-    rows = []
-    for name, compute in (("bf16", 2), ("float32", 4)):
-        parts = saved_per_layer(shape, compute, ROWS_PER_TOKEN)
-        per_token = [saved_per_token(shape, compute, ROWS_PER_TOKEN, checkpointing) for checkpointing in (False, True)]
-        rows.append([name, *(f"{value:,.0f}" for value in parts.values()), f"{sum(parts.values()):,.0f}", *(f"{value / 1e6:.2f} MB, {gib(value * TOKENS)} GiB" for value in per_token)])
-    head = ["arithmetic", *saved_per_layer(shape, 2), "bytes a token and layer", f"{shape.layers} layers, a token and {TOKENS:,}", "recomputed (`--activation-checkpointing on`)"]
+        parts = bytes_per_parameter(precision).values()
+        total = sum(parts)
+        rows.append(
+            [f"`{precision}`", *parts, total, gib(shape.parameters * total), compute.itemsize]
+        )
     return table(head, rows)
 
 
-def memory_table(shape: Shape) -> str:
+def activation_table(shape: Shape) -> str:
+    layers = shape.layers
+    head = [
+        "arithmetic",
+        *kept_per_layer(shape, 2),
+        "bytes a token and layer",
+        f"{layers} layers, a token and {TOKENS:,}",
+        "all recomputed (`--activation-checkpointing on`)",
+    ]
     rows = []
-    choices = [("mixed", False, False), ("mixed", True, False), ("mixed", True, True), ("bf16-sr", False, False), ("bf16-sr", True, False), ("bf16-sr", True, True)]
-    for precision, checkpointing, offload in choices:
-        options = f"`{precision}`" + " `--activation-checkpointing off`" * (not checkpointing) + " `--cpu-offload`" * offload
-        peaks = [gib(memory(shape, precision, gpus, TOKENS, checkpointing, offload)["peak"]) for gpus in (1, 2, 4, 8)]
-        passes = [largest_pass(shape, precision, card, checkpointing, offload) for card in CARDS.values()]
-        rows.append([options, *peaks, *("no" if not tokens else f"{tokens:,}" + " or more" * (tokens == MOST_TOKENS) for tokens in passes)])
-    return table(["choice", "1 GPU", "2", "4", "8", *(f"largest pass on one {card}" for card in CARDS)], rows)
+    for name, compute in (("bf16", 2), ("float32", 4)):
+        parts = kept_per_layer(shape, compute).values()
+        rows.append([name, *(f"{value:,.0f}" for value in parts), f"{sum(parts):,.0f}"])
+        rows[-1] += describe_kept(shape, sum(parts), compute)
+    compiled = ["bf16, compiled", *[""] * len(kept_per_layer(shape, 2)), f"{COMPILED_KEPT:,}"]
+    rows.append(compiled + describe_kept(shape, COMPILED_KEPT, 2))
+    return table(head, rows)
+
+
+def describe_kept(shape: Shape, kept: float, compute: int) -> list[str]:
+    """Of all layers, nothing recomputed; and all of them: their inputs, and one layer."""
+    texts = []
+    for of_token in (shape.layers * kept, shape.layers * compute * shape.hidden + kept):
+        texts.append(f"{of_token / 1e6:.2f} MB, {gib(of_token * TOKENS)} GiB")
+    return texts
+
+
+def memory_table(shape: Shape) -> str:
+    head = ["choice", "1 GPU", "2", "4", "8", *(f"largest pass on one {card}" for card in CARDS)]
+    rows = []
+    for precision in ("mixed", "bf16-sr"):
+        for recomputed, offload in ((0, False), (shape.layers, False), (shape.layers, True)):
+            option = "on" if recomputed else "off"
+            choice = f"`{precision}` `--activation-checkpointing {option}`"
+            if offload:
+                choice += " `--cpu-offload`"
+            row = [choice]
+            for gpus in (1, 2, 4, 8):
+                row.append(gib(memory(shape, precision, gpus, TOKENS, recomputed, offload)["peak"]))
+            for card in CARDS.values():
+                row.append(describe_pass(largest_pass(shape, precision, card, recomputed, offload)))
+            rows.append(row)
+    return table(head, rows)
+
+
+def describe_pass(tokens: int) -> str:
+    if not tokens:
+        return "no"
+    return f"{tokens:,} or more" if tokens == MOST_TOKENS else f"{tokens:,}"
+
+
+def recomputation_table(shape: Shape) -> str:
+    """Of one pass a step, compiled: 64 pairs shared by all GPUs, and a full pass on each."""
+    head = ["precision", "pass", *(f"{n} x {card}" for card in ("80 GB", "48 GB") for n in (1, 8))]
+    rows = []
+    for precision in ("mixed", "bf16-sr"):
+        for name, tokens_of in (
+            ("64 short pairs in all", lambda gpus: TOKENS_OF_64_PAIRS // gpus),
+            (f"{TOKENS:,} tokens on each", lambda gpus: TOKENS),
+        ):
+            row = [f"`{precision}`", name]
+            for card in ("80 GB", "48 GB"):
+                for gpus in (1, 8):
+                    count = fewest_recomputed(shape, precision, gpus, tokens_of(gpus), CARDS[card])
+                    row.append("no" if count is None else count)
+            rows.append(row)
+    return table(head, rows)
+
+
+def one_gpu_table(shape: Shape) -> str:
+    head = ["precision", "layers recomputed", "layers, s", "copies, s", "clip and update, s"]
+    head += ["step, s", "pairs/s", "MFU of 989", f"of {H100.large_matmul / 1e12:.0f} measured"]
+    useful = flops(shape, TOKENS_OF_64_PAIRS)
+    rows = []
+    for precision in ("mixed", "bf16-sr"):
+        auto = fewest_recomputed(shape, precision, 1, TOKENS_OF_64_PAIRS, CARDS["80 GB"])
+        for recomputed in sorted({auto, shape.layers}):
+            parts = one_gpu_step(shape, precision, TOKENS_OF_64_PAIRS, recomputed)
+            rate = useful / parts["step"]
+            name = f"{recomputed} (auto)" if recomputed == auto else recomputed
+            seconds = [f"{parts[part]:.3f}" for part in ("layers", "copies", "update", "step")]
+            shares = [f"{rate / 989e12:.1%}", f"{rate / H100.large_matmul:.1%}"]
+            rows.append([f"`{precision}`", name, *seconds, f"{64 / parts['step']:.0f}", *shares])
+    return table(head, rows)
 
 
 def time_table(shape: Shape, tokens_of_step: float | None) -> str:
     """tokens_of_step: shared by all GPUs; None: a full pass on each."""
+    head = ["GPUs", "nodes", "of a GPU, s"]
+    for network in NETWORKS:
+        head += [f"{network}: sharded over all, s", f"{network}: `--replicas` nodes, s"]
     rows = []
     for gpus in (1, 2, 4, 8, 16, 32, 64):
-        nodes, tokens = max(1, gpus // PER_NODE), tokens_of_step / gpus if tokens_of_step else TOKENS
-        row = [gpus, nodes]
+        nodes = max(1, gpus // PER_NODE)
+        tokens = tokens_of_step / gpus if tokens_of_step else TOKENS
+        times = []
         for network in NETWORKS.values():
-            plain, copies = (step_seconds(shape, gpus, tokens, network, replicas) for replicas in (1, nodes))
-            row += [f"{plain['step']:.2f}", f"{copies['step']:.2f}" if nodes > 1 else "the same"]
-        rows.append([*row[:2], f"{plain['compute']:.2f}", *row[2:]])
-    return table(["GPUs", "nodes", "arithmetic, s", *(f"{network}: {how}" for network in NETWORKS for how in ("sharded over all, s", "`--replicas` nodes, s"))], rows)
+            sharded = step_seconds(shape, gpus, tokens, network)
+            copies = step_seconds(shape, gpus, tokens, network, replicas=nodes)
+            times.append(f"{sharded['step']:.2f}")
+            times.append(f"{copies['step']:.2f}" if nodes > 1 else "the same")
+        rows.append([gpus, nodes, f"{sharded['compute']:.2f}", *times])
+    return table(head, rows)
 
 
 def tables(shape: Shape = QWEN3_4B) -> dict[str, str]:
     """Title -> Markdown, in the order of docs/memory.md."""
+    parameters = "What rests on the GPUs, over all of them: bytes a parameter"
+    activations = "What a pass keeps for its backward pass: bytes a token"
+    peak = (
+        f"Peak memory of one GPU in GiB, compiled, several passes of {TOKENS:,} tokens a step; "
+        "and the largest pass one card holds"
+    )
+    recomputed = "Layers of 36 that `--activation-checkpointing auto` recomputes, one pass a step"
+    one_gpu = f"A step of 64 short pairs ({TOKENS_OF_64_PAIRS:,} tokens) on one H100, compiled"
+    full_pass = f"Seconds a step, a full pass of {TOKENS:,} tokens on each GPU"
+    default_batch = (
+        f"Seconds a step of 64 short pairs ({TOKENS_OF_64_PAIRS:,} tokens in all), "
+        "the default batch"
+    )
     return {
-        "What rests on the GPUs, over all of them: bytes a parameter": parameter_table(shape),
-        "What a pass keeps for its backward pass: bytes a token": activation_table(shape),
-        f"Peak memory of one GPU in GiB, passes of {TOKENS:,} tokens; and the largest pass one card holds": memory_table(shape),
-        f"Seconds a step, a full pass of {TOKENS:,} tokens on each GPU": time_table(shape, None),
-        f"Seconds a step of 64 short pairs ({TOKENS_OF_64_PAIRS:,} tokens in all), the default batch": time_table(shape, TOKENS_OF_64_PAIRS),
+        parameters: parameter_table(shape),
+        activations: activation_table(shape),
+        peak: memory_table(shape),
+        recomputed: recomputation_table(shape),
+        one_gpu: one_gpu_table(shape),
+        full_pass: time_table(shape, None),
+        default_batch: time_table(shape, TOKENS_OF_64_PAIRS),
     }
 
 
-if __name__ == "__main__":
-    print(f"Computed, not measured on a GPU. Qwen3-4B's shape: {QWEN3_4B.parameters:,} parameters, {QWEN3_4B.layers} layers.")
+def main() -> None:
+    print(
+        "Computed, not measured on a GPU. "
+        f"Qwen3-4B's shape: {QWEN3_4B.parameters:,} parameters, {QWEN3_4B.layers} layers."
+    )
     for title, text in tables().items():
         print(f"\n### {title}\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()

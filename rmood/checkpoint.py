@@ -1,17 +1,22 @@
-"""Write and resume a run: its checkpoints, and its metrics.
+"""Write and resume a run.
 
-    <output>/checkpoints/step-00000120/shard-0-of-2.safetensors   each process's part of weights and moments
-                                       run.safetensors            what the loop itself remembers
-                                       checkpoint.json            step, settings, number of shards
-    <output>/metrics.jsonl, <output>/tensorboard/
+    <output>/checkpoints/step-00000120/
+        shard-0-of-2.safetensors   each process's part of the weights and moments
+        state.safetensors          tensors that the loop remembers
+        checkpoint.json            what else it remembers; the run's settings and inputs
 
-A checkpoint is written beside and renamed when all of it is on disk: a half-written one is never chosen. Only
-safetensors and JSON are read. A part is rows of each tensor, so another number of processes can take them over.
+A checkpoint is written under a temporary name while training goes on, and renamed when all of it is
+on disk, so a half-written one is never chosen. Only safetensors and JSON are read. A part is rows
+of each tensor, so another number of processes can take them over. Only this module deletes them:
+older ones once a newer one is published, and all of them in `discard_checkpoints`.
 """
 
 import json
 import os
 import shutil
+import threading
+import time
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -19,58 +24,184 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
-from torch.utils.tensorboard import SummaryWriter
 
-from . import BadInput, one_line
 from .distributed import Process
-from .optim import local
-from .records import lock, read_json
+from .errors import UserError, one_line
+from .files.rows import read_json
+from .optim import fill_moments, local
+from .sharding import shards_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# What a resumed run may change: where and how often things are written, and what alters the result by rounding alone.
-FREE_TO_CHANGE = {"resume", "overwrite", "save_every", "keep", "log_every", "trace", "device", "max_bad_steps", "output_dir", "data_path", "eval_path"}
-FREE_TO_CHANGE |= {"model_name", "chat_template", "tokens_per_pass", "layout", "activation_checkpointing", "cpu_offload", "replicas"}
+
+# What a resumed run may change: where and how often things are written ...
+FREE_TO_CHANGE = {
+    "resume",
+    "overwrite",
+    "save_every",
+    "save_minutes",
+    "keep",
+    "log_every",
+    "trace",
+    "device",
+    "max_bad_steps",
+    "output_dir",
+    "data_path",  # compared by their hashes instead
+    "eval_path",
+    "model_name",
+    "chat_template",
+}
+# ... and what changes the result by rounding alone.
+FREE_TO_CHANGE |= {
+    "tokens_per_pass",
+    "layout",
+    "activation_checkpointing",
+    "compile",
+    "cpu_offload",
+    "replicas",
+}
 
 
-def shards_of(model: nn.Module) -> tuple[int, int, bool]:
-    """(this process's shard, number of shards, whether it is the copy that writes)."""
-    mesh = next(p for p in model.parameters() if isinstance(p, DTensor)).device_mesh
-    *replica, shard = mesh.get_coordinate()
-    return shard, mesh.size(mesh.ndim - 1), replica in ([], [0])
+class CheckpointWriter:
+    """Writes a run's checkpoints in a thread, from a copy in host memory. Every rank has one.
 
+        writer = CheckpointWriter(folder, process, keep=1)
+        writer.save(model, optimizer, state, run)   # every rank; returns once the copy is made
+        writer.check()                              # raises what went wrong in the thread
+        writer.wait()                               # every rank; the checkpoint is on disk
 
-def save_checkpoint(folder: str, model: nn.Module, optimizer, facts: dict, tensors: dict[str, torch.Tensor], process: Process, keep: int) -> None:
-    """Write checkpoints/step-<facts["step"]>, then delete all but the newest `keep`. Every rank calls it.
-
-    facts: JSON with the key "step"; tensors: what the loop remembers, equal on every rank.
+    keep: how many of the newest checkpoints to keep.
     """
-    shard, shards, writes = shards_of(model)
-    final = Path(folder, "checkpoints", f"step-{facts['step']:08d}")
-    temporary = final.with_suffix(".tmp")
-    if process.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    process.barrier()
-    if writes:
-        parts = {f"weight.{name}": local(p) for name, p in model.named_parameters()}
-        parts |= {f"{moment}.{name}": local(optimizer.state[p][moment]) for name, p in model.named_parameters() for moment in MOMENTS}
-        if hasattr(optimizer, "generator"):
-            parts["generator"] = optimizer.generator.get_state()
-        save_file({name: part.detach().cpu().contiguous() for name, part in parts.items()}, temporary / f"shard-{shard}-of-{shards}.safetensors")
-        _fsync(temporary / f"shard-{shard}-of-{shards}.safetensors")
-    if process.is_main:
+
+    def __init__(self, folder: str, process: Process, keep: int):
+        self.folder = folder
+        self.process = process
+        self.keep = keep
+        self.copies: dict[str, torch.Tensor] = {}  # pinned host memory, used again by the next save
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+
+    def save(self, model: nn.Module, optimizer, state, run: dict) -> None:
+        """Begin to write checkpoints/step-<state.step>.
+
+        state: a dataclass of tensors and of values that JSON holds, with `step`, equal on every
+        rank. run: settings and inputs, for `check_same_run`.
+        """
+        self.wait()  # for the checkpoint before this one
+        final = checkpoint_path(self.folder, state.step)
+        temporary = final.with_suffix(".tmp")
+        if self.process.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.process.barrier()
+
+        place = shards_of(model)
+        files = {}  # name -> tensors
+        if place.writes:
+            name = _shard_name(place.index, place.count)
+            files[name] = self._copy(_parts(model, optimizer))
+        tensors, values = _split(state)
         updates = next(iter(optimizer.state.values()))["step"].item()
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / "run.safetensors")
-        (temporary / "checkpoint.json").write_text(json.dumps(facts | {"shards": shards, "updates": updates}, indent=1))
-        _fsync(temporary / "run.safetensors"), _fsync(temporary / "checkpoint.json")
-    process.barrier()
-    if process.is_main:
+        facts = {"state": values, "run": run, "shards": place.count, "updates": updates}
+        if self.process.is_main:
+            files["state.safetensors"] = self._copy(tensors)
+        if self.process.device.type == "cuda":
+            torch.cuda.synchronize()  # the copies are made
+        arguments = (temporary, final, files, json.dumps(facts, indent=1), place.count)
+        self.thread = threading.Thread(
+            target=self._write, args=arguments, name="checkpoint writer", daemon=True
+        )
+        self.thread.start()
+
+    def _copy(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies in host memory, so that training may change the tensors meanwhile."""
+        copies = {}
+        for name, tensor in tensors.items():
+            kept = self.copies.get(name)
+            if kept is None or kept.shape != tensor.shape:
+                kept = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda"
+                )
+                self.copies[name] = kept
+            kept.copy_(tensor.detach(), non_blocking=True)
+            copies[name] = kept
+        return copies
+
+    def _write(self, temporary: Path, final: Path, files: dict, facts: str, shards: int) -> None:
+        """In the thread: this rank's files; rank 0 then publishes what all ranks have written."""
+        try:
+            for name, tensors in files.items():
+                _save_tensors(tensors, temporary / name)
+            if self.process.is_main:
+                (temporary / "checkpoint.json").write_text(facts)
+                _fsync(temporary / "checkpoint.json")
+                while not all((temporary / _shard_name(i, shards)).exists() for i in range(shards)):
+                    time.sleep(0.02)  # another rank still writes, or failed and ends this run
+                self._publish(temporary, final)
+        except BaseException as error:  # raised again in the main thread
+            self.error = error
+
+    def _publish(self, temporary: Path, final: Path) -> None:
         shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)
         _fsync(final.parent)
-        for old in checkpoints(folder)[:-keep]:
+        _open_checkpoint(final)  # readable: only now older ones may go
+        for old in checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old)
-    process.barrier()
+
+    def check(self) -> None:
+        """Raise what went wrong in this rank's thread, for example a full disk."""
+        if self.error is not None:
+            raise self.error
+
+    def wait(self) -> None:
+        """Until the checkpoint that was begun is on disk, whole, for all ranks."""
+        if self.thread is None:
+            return
+        self.thread.join()
+        self.thread = None
+        self.check()
+        self.process.barrier()  # rank 0 has published it
+
+
+def save_checkpoint(
+    folder: str, model: nn.Module, optimizer, state, run: dict, process: Process, keep: int
+) -> None:
+    """Write a checkpoint and wait until it is on disk. Every rank calls it."""
+    writer = CheckpointWriter(folder, process, keep)
+    writer.save(model, optimizer, state, run)
+    writer.wait()
+
+
+def _parts(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
+    """This process's part of weights and moments, and the random state of its rounding."""
+    parts = {}
+    for name, p in model.named_parameters():
+        parts[f"weight.{name}"] = local(p)
+        for moment in MOMENTS:
+            parts[f"{moment}.{name}"] = local(optimizer.state[p][moment])
+    if hasattr(optimizer, "generator"):
+        parts["generator"] = optimizer.generator.get_state()
+    return parts
+
+
+def _split(state) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors of a dataclass, and its other values."""
+    values = {field.name: getattr(state, field.name) for field in fields(state)}
+    tensors = {name: value for name, value in values.items() if torch.is_tensor(value)}
+    return tensors, {name: value for name, value in values.items() if name not in tensors}
+
+
+def _shard_name(shard: int, shards: int) -> str:
+    return f"shard-{shard}-of-{shards}.safetensors"
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A file that appears under its name when all of it is on disk."""
+    begun = path.with_suffix(".part")
+    save_file(tensors, begun)
+    _fsync(begun)
+    os.rename(begun, path)
+    _fsync(path.parent)
 
 
 def _fsync(path: Path) -> None:
@@ -81,105 +212,124 @@ def _fsync(path: Path) -> None:
 
 def checkpoints(folder: str) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(path for path in Path(folder, "checkpoints").glob("step-*") if path.suffix != ".tmp")
+    found = Path(folder, "checkpoints").glob("step-*")
+    return sorted(path for path in found if path.suffix != ".tmp")
+
+
+def checkpoint_path(folder: str, step: int) -> Path:
+    return Path(folder, "checkpoints", f"step-{step:08d}")
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def discard_checkpoints(folder: str) -> None:
+    """Delete all checkpoints of a run, whole or half-written: it is finished, or begins again."""
+    shutil.rmtree(Path(folder, "checkpoints"), ignore_errors=True)
 
 
 @torch.no_grad()
-def load_checkpoint(path: Path, model: nn.Module, optimizer) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Fill the sharded model and its optimizer; returns the facts and tensors that were saved. Any number of processes."""
-    try:
-        facts = json.loads((path / "checkpoint.json").read_text())
-        parts = [safe_open(path / f"shard-{i}-of-{facts['shards']}.safetensors", "pt") for i in range(facts["shards"])]
-        tensors = load_file(path / "run.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise BadInput(f"{path}: the checkpoint cannot be read ({one_line(error)}): delete it, and --resume auto goes on from an earlier one or from the start")
-    shard, shards, _ = shards_of(model)
+def load_checkpoint(path: Path, model: nn.Module, optimizer, state, run: dict) -> bool:
+    """Fill the sharded model, its optimizer and the loop's state. Any number of processes.
+
+    Returns whether the number of shards is the same: the random state of stochastic rounding
+    (bf16-sr) is one a shard, and begins anew with another number. Raises UserError where the
+    checkpoint cannot be read, or is of a run with other settings or inputs.
+    """
+    facts, parts, tensors = _open_checkpoint(path)
+    check_same_run(facts["run"], run)
+    place = shards_of(model)
+    same_shards = facts["shards"] == place.count
 
     def fill(target: torch.Tensor, key: str) -> None:
-        if facts["shards"] == shards:
-            local(target).copy_(parts[shard].get_tensor(key))
+        if same_shards:
+            local(target).copy_(parts[place.index].get_tensor(key))
         else:
-            whole = torch.cat([part.get_tensor(key) for part in parts])
-            rows = -(-len(whole) // shards)  # as torch.chunk and FSDP2 divide them
-            local(target).copy_(whole[shard * rows : (shard + 1) * rows])
+            _read_rows(parts, key, place, local(target))
 
+    fill_moments(model, optimizer, facts["updates"])
     for name, p in model.named_parameters():
         assert not isinstance(p, DTensor) or p.placements[-1] == Shard(0)
         fill(p, f"weight.{name}")
-        state = {moment: torch.zeros_like(p) for moment in MOMENTS}
         for moment in MOMENTS:
-            fill(state[moment], f"{moment}.{name}")
-        optimizer.state[p] = {"step": torch.tensor(facts["updates"], device=local(p).device)} | state
-    if hasattr(optimizer, "generator") and facts["shards"] == shards:
-        optimizer.generator.set_state(parts[shard].get_tensor("generator"))
-    return facts, tensors
+            fill(optimizer.state[p][moment], f"{moment}.{name}")
+    if hasattr(optimizer, "generator") and same_shards:
+        optimizer.generator.set_state(parts[place.index].get_tensor("generator"))
+
+    for name, value in facts["state"].items():
+        setattr(state, name, value)
+    for name, tensor in tensors.items():
+        getattr(state, name).copy_(tensor)
+    return same_shards
+
+
+def _open_checkpoint(path: Path):
+    """Its facts, opened shards and state tensors. Raises UserError where it is not whole."""
+    try:
+        facts = json.loads((path / "checkpoint.json").read_text())
+        names = [_shard_name(i, facts["shards"]) for i in range(facts["shards"])]
+        parts = [safe_open(path / name, "pt") for name in names]
+        return facts, parts, load_file(path / "state.safetensors")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: the checkpoint cannot be read ({one_line(error)}): delete it, and "
+            "--resume auto goes on from an earlier one or from the start"
+        )
+
+
+def _read_rows(parts: list, key: str, place, target: torch.Tensor) -> None:
+    """target <- this process's rows of a tensor whose rows another number of shards wrote.
+
+    Rows are divided as torch.chunk and FSDP2 divide them. Only the rows needed are read.
+    """
+    slices = [part.get_slice(key) for part in parts]
+    lengths = [part.get_shape()[0] for part in slices]
+    rows = -(-sum(lengths) // place.count)
+    first = place.index * rows
+    filled = 0
+    start = 0  # of this part within the whole tensor
+    for part, length in zip(slices, lengths):
+        low = max(first, start)
+        high = min(first + len(target), start + length)
+        if low < high:
+            target[low - first : high - first].copy_(part[low - start : high - start])
+            filled += high - low
+        start += length
+    assert filled == len(target)
 
 
 def is_finished(folder: str) -> bool:
-    """Whether the model in the folder is that of a whole run. Checkpoints that a kill left behind have then served."""
-    finished = Path(folder, "config.json").exists() and (not Path(folder, "run.json").exists() or read_json(f"{folder}/run.json").get("finished", True))
-    if finished:
-        shutil.rmtree(Path(folder, "checkpoints"), ignore_errors=True)
-    return finished
+    """Whether the folder holds the model of a whole run, or one from elsewhere."""
+    if not Path(folder, "config.json").exists():
+        return False
+    if not Path(folder, "run.json").exists():
+        return True
+    return read_json(f"{folder}/run.json").get("finished", True)
 
 
 def check_same_run(before: dict, now: dict) -> None:
-    """Refuse, by name, to resume with other settings or inputs: the result would be that of neither run."""
+    """Raise UserError, naming what changed, rather than resume with other settings or inputs.
+
+    The result would be that of neither run.
+    """
     old, new = before["config"], now["config"]
-    changed = [f"--{name.replace('_', '-')} {old.get(name)} -> {new[name]}" for name in new if name not in FREE_TO_CHANGE and old.get(name) != new[name]]
-    hashes = [{role: file["sha256"] for role, file in run["inputs"].items()} | {"chat template": run["template_sha256"]} for run in (before, now)]
-    changed += [f"other {role}" for role in sorted(hashes[0].keys() | hashes[1].keys()) if hashes[0].get(role) != hashes[1].get(role)]
+    changed = []
+    for name in new:
+        if name not in FREE_TO_CHANGE and old.get(name) != new[name]:
+            changed.append(f"--{name.replace('_', '-')} {old.get(name)} -> {new[name]}")
+    old_hashes, new_hashes = _hashes(before), _hashes(now)
+    for role in sorted(old_hashes.keys() | new_hashes.keys()):
+        if old_hashes.get(role) != new_hashes.get(role):
+            changed.append(f"other {role}")
     if changed:
-        raise BadInput(f"{new['output_dir']}: the run to resume had other settings ({'; '.join(changed)}): repeat those, or pass --overwrite to begin again")
+        raise UserError(
+            f"{new['output_dir']}: the run to resume had other settings ({'; '.join(changed)}): "
+            "repeat those, or pass --overwrite to begin again"
+        )
 
 
-class RunLog:
-    """metrics.jsonl and TensorBoard, written by rank 0 alone. Lines of steps after `last_step`, where the run
-    resumes, are taken back. Timing comes last in a line: it alone differs between two runs of one seed."""
-
-    def __init__(self, folder: str, process: Process, last_step: int = 0):
-        self.folder, self.file, self.board = folder, None, None
-        if not process.is_main:
-            return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        lock(folder)
-        path, kept = Path(folder, "metrics.jsonl"), []
-        if last_step and path.exists():
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= last_step]
-        else:
-            for old in ("tensorboard", "checkpoints"):
-                shutil.rmtree(Path(folder, old), ignore_errors=True)
-        path.with_suffix(".tmp").write_text("".join(kept))
-        os.replace(path.with_suffix(".tmp"), path)
-        self.file = open(path, "a", encoding="utf-8")
-        self.board = SummaryWriter(str(Path(folder, "tensorboard")), purge_step=last_step + 1 if last_step else None)
-
-    def write(self, metrics: dict, timing: dict | None = None) -> None:
-        if self.file:
-            self.file.write(json.dumps(metrics | (timing or {})) + "\n")
-            self.file.flush()
-            for name, value in (metrics | (timing or {})).items():
-                self.board.add_scalar(name.replace("_", "/", 1) if name.startswith(("train_", "eval_")) else f"step/{name}", value, metrics["step"])
-
-    def histogram(self, name: str, rewards: torch.Tensor, step: int) -> None:
-        """rewards: (B, 2), chosen first."""
-        if self.board:
-            chosen, rejected = rewards.cpu().unbind(dim=1)
-            for side, values in {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}.items():
-                self.board.add_histogram(f"{name}_{side}", values, step)
-
-    def close(self, finished: bool = False) -> None:
-        """finished: the model is exported, so the checkpoints have served."""
-        if self.file:
-            self.file.close()
-            self.board.close()
-            if finished:
-                shutil.rmtree(Path(self.folder, "checkpoints"), ignore_errors=True)
-
-
-def interrupt(log: RunLog, process: Process, asked: list[int]) -> None:
-    """Leave after a signal, all processes together; the checkpoint is on disk."""
-    log.close()
-    process.finish()
-    raise KeyboardInterrupt(*asked[-1:])
+def _hashes(run: dict) -> dict[str, str]:
+    """Role -> SHA-256 of every input, and of the chat template."""
+    hashes = {role: file["sha256"] for role, file in run["inputs"].items()}
+    return hashes | {"chat template": run["template_sha256"]}

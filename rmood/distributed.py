@@ -1,7 +1,7 @@
-"""Who am I among the processes; print once; sums over ranks.
+"""Rank, world size and device of this process; printing once; sums over ranks.
 
-There is always a process group, also for one process, so no code asks whether it runs distributed. Every rank calls
-every collective; inside `if process.is_main` there is only file writing and printing.
+There is always a process group, also for one process, so no code asks whether it runs distributed.
+Every rank calls every collective; inside `if process.is_main` there is only writing and printing.
 """
 
 import os
@@ -29,7 +29,7 @@ class Process:
         return self.rank == 0
 
     def print(self, *words) -> None:
-        """Progress for people, once, on stderr: results alone go to stdout."""
+        """Progress for people, once, on stderr: only results go to stdout."""
         if self.is_main:
             print(*words, file=sys.stderr, flush=True)
 
@@ -44,32 +44,64 @@ class Process:
         return tensor
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.sum(torch.zeros(1, device=self.device))
+        """The host waits until all ranks have come.
+
+        A collective alone is no barrier: NCCL returns to the host before other ranks have come.
+        Reading the result is what waits.
+        """
+        self.sum(torch.zeros(1, device=self.device)).item()
+
+    def from_main(self, number: int) -> int:
+        """Rank 0's number, on every rank."""
+        own = number if self.is_main else 0
+        return int(self.sum(torch.tensor([own], device=self.device)).item())
+
+    def least(self, number: int) -> int:
+        """The smallest of all ranks' numbers, on every rank."""
+        own = torch.tensor([int(number)], device=self.device)
+        dist.all_reduce(own, op=dist.ReduceOp.MIN)
+        return int(own.item())
 
     def finish(self) -> None:
-        """Leave together: gloo aborts a process that still writes to one that closed its sockets."""
-        for word in ("finished", "left"):  # the second round is for rank 0: it may hold the store that the others still hear
-            if self.store.add(word, 1) == self.world_size:
-                self.store.set(f"all {word}", "yes")
-            if word == "finished" or self.is_main:
-                self.store.wait([f"all {word}"])
+        """Leave the process group together: gloo aborts a process that still writes to one that
+        closed its sockets."""
+        self._arrive("finished")
+        self.store.wait(["all finished"])
+        # Rank 0 may host the store: it waits until the others have read the answer above.
+        self._arrive("left")
+        if self.is_main:
+            self.store.wait(["all left"])
         dist.destroy_process_group()
 
+    def _arrive(self, event: str) -> None:
+        """Count this process in; the last one to come sets the key that the others wait for."""
+        if self.store.add(event, 1) == self.world_size:
+            self.store.set(f"all {event}", "yes")
 
-def note_signals() -> list[int]:
-    """From now on SIGINT and SIGTERM are noted in the list given back, for work to stop where it can be kept. A second
-    SIGINT does not wait; a second SIGTERM does, for a scheduler may send one beside torchrun's."""
-    noted: list[int] = []
 
-    def note(number, frame):
-        if number == signal.SIGINT in noted:
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A host tensor on the device. Pinned first: else the host would wait for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def catch_signals() -> list[int]:
+    """From now on SIGINT and SIGTERM only append their number to the returned list.
+
+    So the caller can stop where its work can be saved. A second SIGINT raises KeyboardInterrupt at
+    once; a second SIGTERM does not, for a scheduler may send one beside torchrun's.
+    """
+    caught: list[int] = []
+
+    def catch(number, frame):
+        if number == signal.SIGINT and signal.SIGINT in caught:
             raise KeyboardInterrupt(number)
-        noted.append(number)
+        caught.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return noted
+        signal.signal(number, catch)
+    return caught
 
 
 def start(device: str = "auto", timeout_minutes: int = 60) -> Process:
@@ -77,14 +109,28 @@ def start(device: str = "auto", timeout_minutes: int = 60) -> Process:
 
     device: "cuda", "cpu" or "auto" (CUDA where there is one). NCCL on CUDA, gloo on a CPU.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank = int(os.environ.get("RANK", 0))
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    here = torch.device(device, int(os.environ.get("LOCAL_RANK", 0))) if device == "cuda" else torch.device("cpu")
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
-    store = dist.HashStore() if world_size == 1 else next(rendezvous("env://"))[0]
+    if device == "cuda":
+        own_device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(own_device)
+        backend = "nccl"  # alone: gloo beside it would connect all hosts by their names
+    else:
+        own_device = torch.device("cpu")
+        backend = "gloo"
+    if world_size == 1:
+        store = dist.HashStore()
+    else:
+        store, _, _ = next(rendezvous("env://"))
     if not dist.is_initialized():
-        backend = "cuda:nccl,cpu:gloo" if here.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=timeout_minutes), store=store)
-    return Process(rank, world_size, here, store)
+        dist.init_process_group(
+            backend,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(minutes=timeout_minutes),
+            store=store,
+            device_id=own_device if device == "cuda" else None,
+        )
+    return Process(rank, world_size, own_device, store)

@@ -1,4 +1,7 @@
-"""The learning rate as a pure function of the step: linear warmup, then a cosine (Loshchilov & Hutter 2017, eq. 5)."""
+"""The learning rate as a pure function of the step: linear warmup, then a cosine.
+
+Loshchilov & Hutter 2017, eq. 5, without restarts.
+"""
 
 import math
 
@@ -8,16 +11,19 @@ def warmup_steps(total_steps: int, ratio: float) -> int:
     return max(1, round(total_steps * ratio))
 
 
-def learning_rate(step: int, total_steps: int, warmup: int, peak: float, floor: float = 0.0) -> float:
+def learning_rate(
+    step: int, total_steps: int, warmup: int, peak: float, floor: float = 0.0
+) -> float:
     """Rate of step 1, 2, ..., total_steps.
 
-        step <= warmup:  peak * step / warmup               step 1 already learns; step `warmup` has the peak
-        afterwards:      floor + (peak - floor) * (1 + cos(pi * t)) / 2,   t = (step - warmup) / (total - warmup)
+        step <= warmup:  peak * step / warmup      step 1 already learns; step `warmup` has the peak
+        afterwards:      floor + (peak - floor) * (1 + cos(pi * t)) / 2
+                         where t = (step - warmup) / (total_steps - warmup)
 
-    so that the last step has exactly the floor. (Hugging Face counts from 0: its first step has rate 0 and its last
-    one misses the floor.)
+    so that the last step has exactly the floor. (Hugging Face counts from 0: its first step has
+    rate 0 and its last one misses the floor.)
     """
     if step <= warmup:
-        return peak * (step / warmup)  # so that step `warmup` has the peak exactly
+        return peak * (step / warmup)  # in this order, so that step `warmup` has the peak exactly
     t = (step - warmup) / (total_steps - warmup)
     return floor + (peak - floor) * (1 + math.cos(math.pi * t)) / 2

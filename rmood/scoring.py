@@ -1,4 +1,4 @@
-"""Rewards for many conversations: label.py, evaluate.py and the evaluation inside train.py share this."""
+"""Rewards for many conversations: for label.py, evaluate.py and the evaluation inside train.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from .batching import Group, check_budget, pack, plan_scoring
 from .distributed import Process, start
-from .model import RewardModel, check_token_ids, load_reward_model
+from .files.tables import Conversation
+from .loading import check_token_ids, load_reward_model
+from .model import RewardModel
 from .tokenization import encode_conversations, load_tokenizer
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "float32": torch.float32}
+PASSES_PER_KEEP = 8  # of each rank, between two calls of `keep`
 
 
-@torch.no_grad()
 def score_groups(
     model: RewardModel,
     groups: list[Group],
@@ -25,45 +27,85 @@ def score_groups(
     desc: str = "scoring",
     done: dict[int, list[float]] | None = None,
     keep: Callable[[dict[int, list[float]]], None] = lambda finished: None,
-    passes_per_keep: int = 8,
     share: slice = slice(None),
 ) -> list[list[float] | None]:
     """Rewards of each group's conversations, in order, on every rank.
 
-    Passes are planned from the lengths alone and dealt out in turn; every rank runs as many (a sharded model needs
-    that), if need be one more for nothing. done: rewards known from an earlier run; passes they cover are skipped.
-    keep: called on each rank with what it has just finished. share: of the planned passes; None for groups outside it.
+    done: group -> rewards known from an earlier run; passes that they cover are skipped.
+    keep: called on each rank with what it has just finished, as in `done`.
+    share: which of the planned passes to run; the result is None for groups outside it.
     """
-    check_budget(groups, tokens_per_pass, "group")
+    check_budget(groups, tokens_per_pass, "prompt")
     done = done or {}
-    planned = plan_scoring([group.tokens for group in groups], tokens_per_pass, groups_per_pass)[share]
-    passes = [p for p in planned if not all(i in done for i in p)]
-    found: dict[int, list[float]] = {}
-    training, fresh = model.training, {}
+    planned = plan_scoring([group.tokens for group in groups], tokens_per_pass, groups_per_pass)
+    planned = planned[share]
+    passes = [members for members in planned if not all(i in done for i in members)]
+    own = _run_passes(model, groups, passes, process, desc, keep)
+    scored = _gather(own, groups, process) | done
+
+    in_share = {i for members in planned for i in members}
+    return [scored[i] if i in in_share else None for i in range(len(groups))]
+
+
+@torch.no_grad()
+def _run_passes(
+    model: RewardModel,
+    groups: list[Group],
+    passes: list[list[int]],
+    process: Process,
+    desc: str,
+    keep: Callable[[dict[int, list[float]]], None],
+) -> dict[int, list[float]]:
+    """Group -> rewards, of the passes that this rank runs.
+
+    They are dealt out in turn. A sharded model needs the same number of passes on every rank: where
+    there are none left, a rank repeats the last one as a dummy pass.
+    """
+    finished: dict[int, list[float]] = {}
+    not_kept: dict[int, list[float]] = {}
+    training = model.training
     model.eval()
-    bar = tqdm(total=sum(map(len, passes)), desc=desc, unit="prompt", disable=not process.is_main, delay=1, leave=False)
-    for first in range(0, len(passes), process.world_size):
+    bar = tqdm(
+        total=sum(len(members) for members in passes),
+        desc=desc,
+        unit="prompt",
+        disable=not process.is_main,
+        delay=1,
+        leave=False,
+    )
+    rounds = range(0, len(passes), process.world_size)
+    for count, first in enumerate(rounds, start=1):
         turn = passes[first : first + process.world_size]
-        mine = turn[min(process.rank, len(turn) - 1)]
-        rewards = iter(model(pack([groups[i] for i in mine]).to(process.device))[0].tolist())
-        if process.rank < len(turn):
-            fresh |= {i: [next(rewards) for _ in groups[i].rows] for i in mine}
-        if (first // process.world_size + 1) % passes_per_keep == 0:
-            keep(fresh)
-            found.update(fresh)
-            fresh = {}
-        bar.update(sum(map(len, turn)))
-    keep(fresh)
-    found |= fresh
+        is_dummy = process.rank >= len(turn)
+        members = turn[-1] if is_dummy else turn[process.rank]
+        batch = pack([groups[i] for i in members]).to(process.device)
+        rewards, _ = model(batch)
+        if not is_dummy:
+            sizes = [len(groups[i].rows) for i in members]
+            for i, of_group in zip(members, rewards.cpu().split(sizes)):
+                not_kept[i] = of_group.tolist()
+        if count % PASSES_PER_KEEP == 0:
+            keep(not_kept)
+            finished |= not_kept
+            not_kept = {}
+        bar.update(sum(len(members) for members in turn))
+    keep(not_kept)
+    finished |= not_kept
     bar.close()
     model.train(training)
+    return finished
+
+
+def _gather(
+    own: dict[int, list[float]], groups: list[Group], process: Process
+) -> dict[int, list[float]]:
+    """Group -> rewards, from all ranks: each group was scored by at most one, so a sum gathers."""
     width = max(len(group.rows) for group in groups)
-    table = torch.zeros(len(groups), width, dtype=torch.float64, device=process.device)  # each group from one rank: a sum gathers
-    for i, rewards in found.items():
+    table = torch.zeros(len(groups), width, dtype=torch.float64, device=process.device)
+    for i, rewards in own.items():
         table[i, : len(rewards)] = torch.tensor(rewards, dtype=torch.float64)
-    table = process.sum(table).tolist()
-    mine = {i for p in planned for i in p}
-    return [(done.get(i) or table[i][: len(group.rows)]) if i in mine else None for i, group in enumerate(groups)]
+    rows = process.sum(table).tolist()
+    return {i: rows[i][: len(group.rows)] for i, group in enumerate(groups)}
 
 
 @dataclass(frozen=True)
@@ -77,29 +119,66 @@ class Scorer:
     max_length: int
     tokens_per_pass: int
 
-    def groups(self, conversations: list[list[list[dict]]]) -> tuple[list[Group], int]:
-        """For each prompt its K conversations -> token groups, and how many conversations had to be cut."""
-        flat = [conversation for row in conversations for conversation in row]
-        rows, cut = encode_conversations(flat, self.tokenizer, self.max_length)
-        check_token_ids(self.model, rows, self.name)
+    def groups(self, conversations: list[list[Conversation]]) -> tuple[list[Group], int]:
+        """For each prompt its K conversations -> token groups, and how many were shortened."""
+        flat = []
+        names = []
+        for prompt, responses in enumerate(conversations):
+            for number, conversation in enumerate(responses, start=1):
+                flat.append(conversation)
+                names.append(f"prompt {prompt}, response {number}")
+        rows, shortened = encode_conversations(flat, self.tokenizer, self.max_length, names)
+        embeddings = self.model.backbone.get_input_embeddings().num_embeddings
+        check_token_ids(embeddings, rows, self.name)
         rest = iter(rows)
-        return [Group([next(rest) for _ in row]) for row in conversations], len(cut)
+        groups = [Group([next(rest) for _ in responses]) for responses in conversations]
+        return groups, len(shortened)
 
-    def score(self, conversations: list[list[list[dict]]], desc: str = "scoring", **options) -> list[list[float]]:
-        """For each prompt its K conversations -> K float32 rewards (log-odds, up to the model's own constant)."""
-        groups, cut = self.groups(conversations)
-        if cut:
-            self.process.print(f"{cut} of {sum(len(group.rows) for group in groups)} conversations were cut to {self.max_length} tokens (their closing tokens kept)")
-        return score_groups(self.model, groups, self.process, self.tokens_per_pass, desc=desc, **options)
+    def score(
+        self, conversations: list[list[Conversation]], desc: str = "scoring", **options
+    ) -> list[list[float]]:
+        """For each prompt its K conversations -> K float32 rewards, in log-odds.
+
+            prompt = [{"role": "user", "content": "Name a fruit."}]
+            good = prompt + [{"role": "assistant", "content": "Apple."}]
+            bad = prompt + [{"role": "assistant", "content": "No."}]
+            [[reward_good, reward_bad]] = scorer.score([[good, bad]])
+
+        Only differences between responses to one prompt mean something: every model adds a constant
+        of its own. Conversations over max_length are shortened, and how many is printed.
+        options: those of score_groups.
+        """
+        groups, shortened = self.groups(conversations)
+        if shortened:
+            total = sum(len(group.rows) for group in groups)
+            self.process.print(
+                f"{shortened} of {total} conversations were cut to {self.max_length} tokens "
+                "(their closing tokens kept)"
+            )
+        return score_groups(
+            self.model, groups, self.process, self.tokens_per_pass, desc=desc, **options
+        )
 
 
 def load_scorer(
-    model_name: str, process: Process | None = None, dtype: str = "auto", max_length: int = 2048, tokens_per_pass: int = 16384, chat_template: str = ""
+    model_name: str,
+    process: Process | None = None,
+    dtype: str = "auto",
+    max_length: int = 2048,
+    tokens_per_pass: int = 16384,
+    chat_template: str = "",
 ) -> Scorer:
-    """A scorer of a sequence-classification reward model. dtype of the backbone: "bf16", "float32", or "auto": bf16 on
-    CUDA, float32 on a CPU. The head is float32 always."""
+    """A scorer of a sequence-classification reward model: a folder, or a name on the hub.
+
+    dtype: dtype of the backbone, "bf16", "float32", or "auto": bf16 on CUDA, float32 on a CPU. The
+    head is always float32. max_length, tokens_per_pass: tokens of a conversation, and of a pass.
+    """
     process = process or start()
     tokenizer = load_tokenizer(model_name, chat_template)
-    precision = DTYPES[dtype] or (torch.bfloat16 if process.device.type == "cuda" else torch.float32)
-    model = load_reward_model(model_name, precision).to(process.device).eval()
+    backbone_dtype = DTYPES[dtype]
+    if backbone_dtype is None:
+        backbone_dtype = torch.bfloat16 if process.device.type == "cuda" else torch.float32
+    model = load_reward_model(
+        model_name, backbone_dtype, device=process.device, process=process
+    ).eval()
     return Scorer(model, tokenizer, process, model_name, max_length, tokens_per_pass)

@@ -1,22 +1,39 @@
-# Sourced from the repository's root: makes the virtual environment, installs requirements.txt into it and activates it.
-# RMOOD_VENV names another folder than .venv (one that exists and has no stamp of ours is completed, not replaced).
+# Sourced from the repository's root: makes the virtual environment, installs what is missing in it
+# and activates it.
+#
+# RMOOD_REQUIREMENTS: requirements.txt (default, for the scripts) or requirements-dev.txt (for the
+#     tests; includes requirements.txt).
+# RMOOD_VENV: another folder than .venv; an environment that exists is completed, not replaced.
 
 VENV="${RMOOD_VENV:-.venv}"
 PYTHON="${PYTHON:-python3}"
+REQUIREMENTS="${RMOOD_REQUIREMENTS:-requirements.txt}"
 
 if [ ! -f "$VENV/bin/activate" ]; then
-    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$PYTHON is $("$PYTHON" --version 2>&1): Python 3.11 or newer is needed: set PYTHON to one" >&2; exit 2; }
+    if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "$PYTHON is $("$PYTHON" --version 2>&1): Python 3.11 or newer is needed:" \
+            "set PYTHON to one" >&2
+        exit 2
+    fi
     echo "== making the virtual environment $VENV"
     "$PYTHON" -m venv "$VENV"
 fi
 source "$VENV/bin/activate"
 
-# The stamp is a copy of the requirements that were installed: with other requirements, install again.
-if cmp -s requirements.txt "$VENV/rmood-requirements.txt"; then
-    echo "== $VENV holds what requirements.txt asks for"
+# The environment keeps a copy of each requirements file that was installed: where one differs,
+# install again.
+complete=yes
+for file in requirements.txt "$REQUIREMENTS"; do
+    cmp -s "$file" "$VENV/rmood-$file" || complete=no
+done
+if [ $complete = yes ]; then
+    echo "== $VENV has what $REQUIREMENTS asks for"
 else
-    echo "== installing requirements.txt into $VENV (minutes, the first time)"
-    python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
-    python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    cp requirements.txt "$VENV/rmood-requirements.txt"
+    echo "== installing $REQUIREMENTS into $VENV (minutes, the first time)"
+    pip_install() { python -m pip install --quiet --disable-pip-version-check "$@"; }
+    pip_install "$(grep '^torch==' requirements.txt)"
+    pip_install -r "$REQUIREMENTS"
+    for file in requirements.txt "$REQUIREMENTS"; do
+        cp "$file" "$VENV/rmood-$file"
+    done
 fi

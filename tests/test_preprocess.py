@@ -5,47 +5,68 @@ import pytest
 from conftest import DATA, make_prompt, needs_data
 
 import preprocess
-from rmood import BadInput, records
+from rmood.errors import UserError
+from rmood.files.provenance import read_run_file
+from rmood.files.tables import read_pairs, read_rewards
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Write the three files and run the script: run(responses, rewards, *flags) -> (pairs, what was printed)."""
+    """Write the three files and run the script.
+
+    run(responses, rewards, *flags) -> (pairs, what was printed).
+    """
 
     def run(responses: list[list[str]], rewards: list, *flags: str):
-        paths = {name: str(tmp_path / f"{name}.json") for name in ("prompts", "responses", "rewards")}
-        records.write_json(paths["prompts"], [{"messages": make_prompt(i)} for i in range(len(responses))])
-        records.write_json(paths["responses"], [{f"response_{k}": text for k, text in enumerate(row, 1)} for row in responses])
-        with open(paths["rewards"], "w") as file:
-            json.dump(rewards, file)
+        files = {
+            "prompts": [{"messages": make_prompt(i)} for i in range(len(responses))],
+            "responses": [numbered(texts) for texts in responses],
+            "rewards": rewards,
+        }
         target = str(tmp_path / "pairs.jsonl")
-        argv = [word for name in paths for word in (f"--{name}-path", paths[name])]
-        monkeypatch.setattr(sys, "argv", ["preprocess.py", *argv, "--target-path", target, *flags])
+        argv = ["preprocess.py", "--target-path", target, *flags]
+        for role, rows in files.items():
+            path = tmp_path / f"{role}.json"
+            path.write_text(json.dumps(rows))  # unlike write_json it takes NaN
+            argv += [f"--{role}-path", str(path)]
+        monkeypatch.setattr(sys, "argv", argv)
         assert preprocess.main() == 0
-        return records.read_pairs(target), capsys.readouterr().out
+        return read_pairs(target), capsys.readouterr().out
 
     return run
 
 
-def texts(pairs) -> list[tuple[str, str]]:
+def numbered(texts: list[str]) -> dict[str, str]:
+    return {f"response_{number}": text for number, text in enumerate(texts, 1)}
+
+
+def answers(pairs) -> list[tuple[str, str]]:
     return [(pair.chosen[-1]["content"], pair.rejected[-1]["content"]) for pair in pairs]
 
 
-def test_gold_decides_and_ties_are_counted(run):
-    pairs, said = run([["a", "b"], ["c", "d"], ["e", "f"]], [[1.0, 2.0], [3.0, 3.0], [5.0, -1.0]])
-    assert texts(pairs) == [("b", "a"), ("e", "f")]
-    assert [(pair.index, pair.chosen_reward, pair.rejected_reward) for pair in pairs] == [(0, 2.0, 1.0), (2, 5.0, -1.0)]
+def test_gold_decides_and_ties_are_counted(run, tmp_path):
+    responses = [["a", "b"], ["c", "d"], ["e", "f"]]
+    pairs, said = run(responses, [[1.0, 2.0], [3.0, 3.0], [5.0, -1.0]])
+    assert answers(pairs) == [("b", "a"), ("e", "f")]
+    assert [pair.chosen[:-1] for pair in pairs] == [make_prompt(0), make_prompt(2)]
+    gold = [(pair.index, pair.chosen_reward, pair.rejected_reward) for pair in pairs]
+    assert gold == [(0, 2.0, 1.0), (2, 5.0, -1.0)]
     assert "kept 2 of 3 pairs; dropped 1: 1 equal gold reward" in said
+    facts = read_run_file(str(tmp_path / "pairs.jsonl"))
+    assert (facts["pairs"], facts["left_out"]) == (2, {"equal gold reward": 1})
 
 
 def test_four_responses_make_six_pairs(run):
     pairs, _ = run([["a", "b", "c", "d"]], [[4.0, 3.0, 2.0, 1.0]])
-    assert len(pairs) == 6 and all(winner < loser for winner, loser in texts(pairs))
+    assert len(set(answers(pairs))) == 6
+    assert all(winner < loser for winner, loser in answers(pairs))
 
 
 def test_near_ties_and_identical_texts_can_be_left_out(run):
-    pairs, said = run([["a", "b"], ["c", "c"], ["e", "f"]], [[1.0, 1.1], [3.0, 2.0], [5.0, 4.0]], "--min-margin", "0.5", "--drop-identical")
-    assert texts(pairs) == [("e", "f")]
+    responses = [["a", "b"], ["c", "c"], ["e", "f"]]
+    rewards = [[1.0, 1.1], [3.0, 2.0], [5.0, 4.0]]
+    pairs, said = run(responses, rewards, "--min-margin", "0.5", "--drop-identical")
+    assert answers(pairs) == [("e", "f")]
     assert "1 gold margin under 0.5" in said and "1 identical responses" in said
 
 
@@ -60,37 +81,52 @@ def test_no_key_named_margin_is_written(run, tmp_path):
     "responses, rewards, expected",
     [
         ([["a", "b"], ["c", "d"]], [[1.0, 2.0]], "1 rows for 2 responses"),
-        ([["a"], ["b"]], [[1.0], [2.0]], "one response a prompt makes no pair"),
+        ([["a"], ["b"]], [[1.0], [2.0]], "one response per prompt makes no pair"),
         ([["a", "b"]], [[1.0, 2.0, 3.0]], "3 rewards for 2 responses"),
         ([["a", "b"]], [[1.0, float("nan")]], "row 0 has the reward nan"),
         ([["a", "b"]], [[1.0, 1.0]], "no pair is left of 1"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(run, tmp_path, responses, rewards, expected):
-    with pytest.raises(BadInput, match=expected):
+    with pytest.raises(UserError, match=expected):
         run(responses, rewards)
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
+def record(first: str, second: str) -> dict:
+    row = {"messages": make_prompt(0)}
+    return row | {"response_1": first, "reward_1": 1.0, "response_2": second, "reward_2": 2.0}
+
+
 def test_records_of_other_responses_are_refused(run):
-    record = {"messages": make_prompt(0), "response_1": "a", "reward_1": 1.0, "response_2": "x", "reward_2": 2.0}
-    with pytest.raises(BadInput, match="row 0 holds another text"):
-        run([["a", "b"]], [record])
+    pairs, _ = run([["a", "b"]], [record("a", "b")])
+    assert answers(pairs) == [("b", "a")]
+    with pytest.raises(UserError, match="row 0 holds another text"):
+        run([["a", "b"]], [record("a", "x")])
 
 
 @needs_data
 def test_the_reference_files_give_954_pairs(tmp_path, monkeypatch, capsys):
     folder = DATA / "alpacafarm"
-    argv = ["--prompts-path", folder / "test_prompts.json", "--responses-path", folder / "test_sft.json", "--rewards-path", folder / "test_reward_gold.json"]
-    monkeypatch.setattr(sys, "argv", ["preprocess.py", *map(str, argv), "--target-path", str(tmp_path / "pairs.jsonl")])
+    target = str(tmp_path / "pairs.jsonl")
+    flags = {
+        "--prompts-path": str(folder / "test_prompts.json"),
+        "--responses-path": str(folder / "test_sft.json"),
+        "--rewards-path": str(folder / "test_reward_gold.json"),
+        "--target-path": target,
+    }
+    words = [word for flag in flags.items() for word in flag]
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", *words])
     preprocess.main()
     assert "kept 954 of 1,000 pairs; dropped 46: 46 equal gold reward" in capsys.readouterr().out
-    pairs, gold = records.read_pairs(str(tmp_path / "pairs.jsonl")), records.read_rewards(str(folder / "test_reward_gold.json"))
-    assert all(pair.chosen_reward == max(gold[pair.index]) > pair.rejected_reward == min(gold[pair.index]) for pair in pairs)
+    gold = read_rewards(str(folder / "test_reward_gold.json"))
+    for pair in read_pairs(target):
+        assert pair.chosen_reward == max(gold[pair.index])
+        assert pair.rejected_reward == min(gold[pair.index]) < pair.chosen_reward
 
 
 @needs_data
 def test_the_reference_rewards_keep_19082_of_20001_pairs(run):
-    rewards = records.read_rewards(str(DATA / "alpacafarm" / "rm_rewards.json"))
+    rewards = read_rewards(str(DATA / "alpacafarm" / "rm_rewards.json"))
     _, said = run([[f"a{i}", f"b{i}"] for i in range(len(rewards))], rewards)
     assert "kept 19,082 of 20,001 pairs; dropped 919: 919 equal gold reward" in said

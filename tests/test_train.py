@@ -1,6 +1,9 @@
+"""train.py as a whole: what is learned, logged, refused and exported, on one process and many."""
+
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -8,312 +11,493 @@ import pytest
 import torch
 from conftest import DATA, REPOSITORY, make_pairs, needs_data
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from training import losses, read_metrics, train_here, write_pairs  # noqa: F401  for other tests
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import train
-from rmood import BadInput, records
-from rmood.checkpoint import RunLog, checkpoints
+from rmood.batching import LAYOUTS
+from rmood.checkpoint import checkpoints
+from rmood.errors import UserError
+from rmood.files.provenance import sha256
+from rmood.loading import load_reward_model
+from rmood.optim import local
+from rmood.sharding import PRECISIONS, shard
 
-SETTINGS = ["--lr", "3e-3", "--epochs", "2", "--batch-size", "8", "--tokens-per-pass", "256", "--device", "cpu"]
+LOGGED_EACH_STEP = set(
+    "step epoch objective loss accuracy margin_mean reward_mean reward_std reward_min reward_max "
+    "std_within spread_ratio grad_norm grad_norm_backbone learning_rate "
+    "pairs_per_s tokens_per_s".split()
+)
+
+
+def classifier_rewards(folder) -> torch.Tensor:
+    """(N,) rewards of the pairs' 2 * 44 conversations, by transformers alone, from padded rows."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for row in make_pairs(44):
+        for side in ("chosen", "rejected"):
+            texts.append(tokenizer.apply_chat_template(row[side], tokenize=False))
+    batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+
+
+# ---- what is learned and written -----------------------------------------------------------------
+
+
+def test_a_preference_is_learned_and_everything_is_written(train_to, pairs_path, tmp_path, capsys):
+    metrics = train_to("rm", "--eval-share 0.2 --epochs 6")
+    assert losses(metrics)[0] == pytest.approx(math.log(2), abs=0.02)
+    assert losses(metrics)[-1] < 0.2
+    last = metrics[-1]
+    assert last["running_accuracy"] > 0.9
+    assert last["eval_accuracy"] == 1.0
+    assert last["eval_spread_ratio"] > 0
+    assert metrics[0].keys() >= LOGGED_EACH_STEP
+
+    run = json.loads((tmp_path / "rm" / "run.json").read_text())
+    assert (run["pairs"], run["held_out_pairs"]) == (35, 9)
+    assert run["inputs"]["pairs"]["sha256"] == sha256(pairs_path)
+    assert "epoch 6" in run["results"]
+    assert list((tmp_path / "rm" / "tensorboard").iterdir())
+    assert "| epoch 6 | eval |" in (tmp_path / "rm" / "README.md").read_text()
+
+    out, err = capsys.readouterr()
+    assert "<|im_end|>⟦\\n⟧" in err
+    assert "kept 35 of 35 pairs" in err
+    assert out.startswith("epoch 1, running: loss 0.")  # only results are on stdout
+    assert out.count("\n") == 13
+    assert "rm: saved; next: python evaluate.py" in out
+
+
+def test_the_saved_folder_gives_transformers_the_rewards_of_the_last_evaluation(
+    train_to, any_model_folder, pairs_path, tmp_path
+):
+    last = train_to("rm", "--eval-path", pairs_path, model=any_model_folder)[-1]
+    rewards = classifier_rewards(tmp_path / "rm")
+    assert rewards.mean().item() == pytest.approx(last["eval_reward_mean"], abs=1e-5)
+    assert rewards.max().item() == pytest.approx(last["eval_reward_max"], abs=1e-5)
+    assert rewards.std(correction=0).item() == pytest.approx(last["eval_reward_std"], abs=1e-5)
 
 
 @pytest.fixture
-def pairs_path(tmp_path) -> str:
-    records.write_jsonl(str(tmp_path / "pairs.jsonl"), make_pairs(44))
-    return str(tmp_path / "pairs.jsonl")
+def plain_losses(train_to) -> list[float]:
+    """Of padded rows, in one pass a step."""
+    return losses(train_to("plain", "--tokens-per-pass 8192 --layout padded"))
 
 
-def train_here(monkeypatch, model: str, pairs: str, output, *flags: str) -> list[dict]:
-    """Run train.py's main in this process; the lines of its metrics.jsonl."""
-    monkeypatch.setattr(sys, "argv", ["train.py", "--model-name", model, "--data-path", pairs, "--output-dir", str(output), *SETTINGS, *flags])
-    assert train.main() == 0
-    return lines(output)
+@pytest.mark.parametrize(
+    "flags",
+    ["--tokens-per-pass 8192", "--tokens-per-pass 90", "--activation-checkpointing on"],
+)
+def test_neither_passes_nor_layout_nor_recomputing_change_what_is_learned(
+    train_to, plain_losses, flags
+):
+    assert losses(train_to("rm", flags)) == pytest.approx(plain_losses, abs=1e-5)
 
 
-def torchrun(world_size: int, model: str, pairs: str, output, *flags: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size), "train.py"]
-    command += ["--model-name", model, "--data-path", pairs, "--output-dir", str(output), *SETTINGS, *flags]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}, timeout=600)
+def test_training_goes_on_from_a_reward_model(train_to, tmp_path):
+    first = losses(train_to("first", "--epochs 6"))
+    second = losses(train_to("second", model=str(tmp_path / "first")))
+    assert second[0] < 0.5 * first[0]  # the head and what it learned are kept
 
 
-def lines(output) -> list[dict]:
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+def test_the_same_seed_gives_the_same_bits(train_to, tmp_path):
+    for name in ("a", "b"):
+        train_to(name)
+    a, b = (tmp_path / name / "model.safetensors" for name in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
 
 
-def losses(metrics: list[dict]) -> list[float]:
-    return [line["loss"] for line in metrics if "loss" in line]
+def test_bf16_compute_keeps_float32_weights(train_to, tmp_path):
+    exact = losses(train_to("exact", "--precision float32"))
+    mixed = losses(train_to("mixed", "--precision mixed"))
+    assert mixed == pytest.approx(exact, abs=0.05)
+    assert mixed != exact
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "mixed")
+    assert saved.dtype == torch.bfloat16
 
 
-def test_a_preference_is_learned_and_everything_is_written(toy_model_folder, pairs_path, tmp_path, monkeypatch, capsys):
-    metrics = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--eval-share", "0.2", "--epochs", "6")
-    assert losses(metrics)[0] == pytest.approx(math.log(2), abs=0.02) and losses(metrics)[-1] < 0.2
-    last = metrics[-1]
-    assert last["train_accuracy"] > 0.9 and last["eval_accuracy"] == 1.0 and last["eval_spread_ratio"] > 0
-    assert metrics[0].keys() >= {
-        *("step", "epoch", "loss", "accuracy", "margin_mean", "reward_mean", "reward_std", "reward_min", "reward_max", "std_within", "spread_ratio"),
-        *("grad_norm", "grad_norm_head", "grad_norm_backbone", "learning_rate", "pairs_per_s", "tokens_per_s"),
+def test_the_warning_signs_are_printed(train_to, capsys):
+    train_to("rm", "--lr 1e-7 --epochs 1")
+    err = capsys.readouterr().err
+    assert "above 0.5: raise --lr" in err
+    assert "under 80%: the model is not learning" in err
+    assert "WARNING compressed rewards" in err
+
+
+# ---- the objective -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--margin-scale 0.5",
+        "--label-temperature 1.0",
+        "--label-smoothing 0.1",
+        "--centring 0.5",
+    ],
+)
+def test_other_losses_learn_too(train_to, flags):
+    last = train_to("rm", flags, "--epochs 4")[-1]
+    assert last["running_accuracy"] > 0.9
+    plain = train_to("plain", "--epochs 4")[-1]
+    assert last["running_loss"] != plain["running_loss"]
+
+
+def test_without_options_the_objective_is_the_plain_loss(train_to):
+    steps = [line for line in train_to("rm") if "loss" in line]
+    assert len(steps) == 12
+    for line in steps:
+        assert line["objective"] == pytest.approx(line["loss"], abs=1e-6)
+
+
+def test_the_objective_is_what_is_minimised_and_the_loss_stays_bradley_terry(train_to):
+    """With one pair a step its margin m is logged.
+
+    Smoothing e: (1 - e) softplus(-m) + e softplus(m).
+    """
+    e = 0.1
+    metrics = train_to("rm", f"--label-smoothing {e} --batch-size 1 --epochs 1")
+    steps = [line for line in metrics if "loss" in line]
+    assert len(steps) == 44
+    for line in steps:
+        margin = line["margin_mean"]
+        right = math.log1p(math.exp(-margin))
+        wrong = math.log1p(math.exp(margin))
+        assert line["loss"] == pytest.approx(right, abs=1e-6)
+        assert line["objective"] == pytest.approx((1 - e) * right + e * wrong, abs=1e-6)
+    assert steps[-1]["objective"] > steps[-1]["loss"] + 0.1  # the margin has grown
+
+
+def test_gold_is_needed_where_the_loss_asks_for_it(train_to, tmp_path):
+    rows = [{side: row[side] for side in ("chosen", "rejected")} for row in make_pairs(4)]
+    with pytest.raises(UserError, match="need gold's rewards"):
+        train_to("rm", "--margin-scale 1", pairs=write_pairs(tmp_path / "no-gold.jsonl", rows))
+
+
+def test_the_update_is_measured_every_so_many_steps_and_the_loss_in_each(train_to):
+    """48 steps: every 4th where that is asked for; every 10th would be fewer than ten a run."""
+    for flags, every in (("--log-every 3", 3), ("", 4)):
+        metrics = train_to(f"rm{every}", "--epochs 8", flags)
+        steps = [line for line in metrics if "loss" in line]
+        assert [line["step"] for line in steps] == list(range(1, 49))
+        measured = [line["step"] for line in steps if "lost_updates" in line]
+        assert measured == list(range(every, 49, every))
+        assert measured == [line["step"] for line in steps if "grad_norm_head" in line]
+
+
+def test_the_trace_shows_every_number_of_a_pair(train_to, capsys):
+    metrics = train_to("rm", "--trace 2")
+    err = capsys.readouterr().err
+    assert err.count("--- step 1, ") == err.count("--- step 2, ") == 2
+    assert len(re.findall(r"--- step \d, .*/pairs.jsonl: line \d+, chosen:", err)) == 4
+    assert "--- step 3" not in err
+    for words in (
+        "⟦\\n⟧",
+        "norm of pooled state",
+        "= -log(sigmoid(margin))",
+        f"objective {metrics[0]['objective']:.4g}, loss {metrics[0]['loss']:.4g}",
+        "grad_norm_attention",
+        "lost_updates_norms",
+        "update_ratio",
+    ):
+        assert words in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--margin-scale 0.5",
+        "--label-temperature 2",
+        "--label-smoothing 0.1",
+        "--margin-scale 0.5 --label-temperature 2 --label-smoothing 0.1 --centring 0.5",
+    ],
+)
+def test_the_trace_prints_the_equation_and_the_value_that_it_gives(train_to, capsys, flags):
+    """At step 1, where `center` is 0: no step before it has a mean reward."""
+    train_to("rm", "--trace 1 --epochs 1", flags)
+    err = capsys.readouterr().err
+    shown = err[err.index("--- step 1, ") :]
+
+    def number(name: str) -> float:
+        return float(re.search(rf"^{name} +(-?[\d.]+)", shown, re.MULTILINE)[1])
+
+    chosen, rejected = re.search(r"^reward +(\S+) chosen, (\S+) rejected", shown, re.M).groups()
+    names = {
+        "log": math.log,
+        "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+        "margin": number("margin"),
+        "center": 0.0,
+        "r_chosen": float(chosen),
+        "r_rejected": float(rejected),
     }
-    run = json.loads((tmp_path / "rm" / "run.json").read_text())
-    assert (run["pairs"], run["held_out_pairs"]) == (35, 9) and run["inputs"]["pairs"]["sha256"] == records.sha256(pairs_path)
-    assert "epoch 6" in run["results"] and list((tmp_path / "rm" / "tensorboard").iterdir())
-    assert "| epoch 6 | eval |" in (tmp_path / "rm" / "README.md").read_text()
-    out, said = capsys.readouterr()
-    assert "<|im_end|>⟦\\n⟧" in said and "kept 35 of 35 pairs" in said
-    assert out.startswith("epoch 1, train: loss 0.") and out.count("\n") == 13 and "rm: saved; next: python evaluate.py" in out  # results alone, on stdout
+    if "gold_margin" in shown:
+        names["gold_margin"] = number("gold_margin")
+    equation = re.search(r"^loss +\S+ = (.*)$", shown, re.MULTILINE)[1]
+    expression, _, p = equation.partition(", p = ")
+    if p:
+        names["p"] = eval(p, dict(names))
+    assert eval(expression, dict(names)) == pytest.approx(number("loss"), abs=2e-4)
 
 
-def test_the_saved_folder_gives_transformers_the_rewards_of_the_last_evaluation(any_model_folder, pairs_path, tmp_path, monkeypatch):
-    metrics = train_here(monkeypatch, any_model_folder, pairs_path, tmp_path / "rm", "--eval-path", pairs_path)
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
-    texts = [tokenizer.apply_chat_template(row[side], tokenize=False) for row in make_pairs(44) for side in ("chosen", "rejected")]
-    rewards = model(**tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")).logits[:, 0]
-    assert rewards.mean().item() == pytest.approx(metrics[-1]["eval_reward_mean"], abs=1e-5)
-    assert rewards.max().item() == pytest.approx(metrics[-1]["eval_reward_max"], abs=1e-5)
-    assert rewards.std(correction=0).item() == pytest.approx(metrics[-1]["eval_reward_std"], abs=1e-5)
+# ---- many processes ------------------------------------------------------------------------------
 
 
-def test_neither_passes_nor_layout_nor_recomputing_change_what_is_learned(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    plain = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "a", "--tokens-per-pass", "8192", "--layout", "padded"))
-    for name, *flags in [("b", "--tokens-per-pass", "8192"), ("c", "--tokens-per-pass", "90"), ("d", "--activation-checkpointing", "on")]:
-        assert losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / name, *flags)) == pytest.approx(plain, abs=1e-5)
-
-
-def test_two_processes_learn_what_one_learns(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    """44 pairs in steps of 8: the last step has 4 pairs, some passes fewer, and no process may wait for the other."""
-    alone = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "one", "--eval-share", "0.1")
-    result = torchrun(2, toy_model_folder, pairs_path, tmp_path / "two", "--eval-share", "0.1")
-    assert result.returncode == 0, result.stderr[-2000:]
-    together = lines(tmp_path / "two")
+def test_two_processes_learn_what_one_learns(train_to, torchrun_to, tmp_path):
+    """44 pairs in steps of 8: the last step has 4 pairs, some passes fewer, and no process may wait
+    for the other."""
+    alone = train_to("one", "--eval-share 0.1")
+    result = torchrun_to(2, "two", "--eval-share 0.1")
+    together = read_metrics(tmp_path / "two")
     for one, two in zip(alone, together, strict=True):
         for name in one.keys() - {"pairs_per_s", "tokens_per_s"}:
             if name.startswith(("lost_updates", "update_")):
                 continue  # a sample of each process's own part
             assert two[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), name
-    weights = [AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two")]
-    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-3) for name in weights[0])
-    assert result.stderr.count("kept 40 of 40 pairs") == 1  # said once, not once a process
+    one, two = (
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict()
+        for name in ("one", "two")
+    )
+    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+    assert result.stderr.count("kept 40 of 40 pairs") == 1  # once, not by each process
 
 
-def test_more_processes_than_pairs_do_not_hang(toy_model_folder, tmp_path):
-    records.write_jsonl(str(tmp_path / "one.jsonl"), make_pairs(1))
-    result = torchrun(2, toy_model_folder, str(tmp_path / "one.jsonl"), tmp_path / "rm")
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert len(losses(lines(tmp_path / "rm"))) == 2
+def test_more_processes_than_pairs_do_not_hang(torchrun_to, tmp_path):
+    torchrun_to(2, "rm", pairs=write_pairs(tmp_path / "one.jsonl", make_pairs(1)))
+    assert len(losses(read_metrics(tmp_path / "rm"))) == 2
 
 
-def test_training_goes_on_from_a_reward_model(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    first = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "first", "--epochs", "6"))
-    second = losses(train_here(monkeypatch, str(tmp_path / "first"), pairs_path, tmp_path / "second"))
-    assert second[0] < 0.5 * first[0]  # the head and what it learned are kept
+@pytest.mark.parametrize("collectives", ["collectives return at once"], indirect=True)
+def test_replicas_of_a_sharded_model_learn_the_same(train_to, torchrun_to, tmp_path):
+    alone = losses(train_to("one", "--epochs 1"))
+    torchrun_to(4, "four", "--epochs 1 --replicas 2 --tokens-per-pass 60")  # several passes a step
+    assert losses(read_metrics(tmp_path / "four")) == pytest.approx(alone, abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_bits(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    for name in ("a", "b"):
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / name)
-    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+@pytest.mark.parametrize("collectives", ["collectives wait"], indirect=True)
+def test_replicas_hold_the_same_bits_in_every_precision(torchrun_to):
+    """Also with stochastic rounding: each replica rounds a weight by the same random number."""
+    result = torchrun_to(4, "rm", "--replicas 2 --epochs 2", script="tests/replicas.py")
+    compared = json.loads(result.stdout.splitlines()[-1])
+    assert compared.keys() == PRECISIONS.keys()
+    for precision, counts in compared.items():
+        assert counts["updated"] > 20_000, precision
+        assert counts["values"] > 3 * counts["updated"], precision
+        assert counts["different"] == 0, precision
 
 
-def test_bf16_compute_keeps_float32_weights(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    exact = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "a", "--precision", "float32"))
-    mixed = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "b", "--precision", "mixed"))
-    assert mixed == pytest.approx(exact, abs=0.05) and mixed != exact
-    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "b").dtype == torch.bfloat16
+# ---- pairs that are left out, steps that are not taken -------------------------------------------
 
 
-def test_the_warning_signs_are_said_aloud(toy_model_folder, pairs_path, tmp_path, monkeypatch, capsys):
-    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--lr", "1e-7", "--epochs", "1")
-    said = capsys.readouterr().err
-    for sign in ("above 0.5: raise --lr", "under 80%: the model is not learning", "WARNING compressed rewards"):
-        assert sign in said
-
-
-def test_long_pairs_are_left_out_aloud(toy_model_folder, tmp_path, monkeypatch, capsys):
+def test_long_pairs_are_left_out_and_counted(train_to, tmp_path, capsys):
     rows = make_pairs(4)
     rows[1]["rejected"][-1]["content"] = "dog " * 200
-    records.write_jsonl(str(tmp_path / "pairs.jsonl"), rows)
-    train_here(monkeypatch, toy_model_folder, str(tmp_path / "pairs.jsonl"), tmp_path / "rm", "--max-length", "100")
+    train_to("rm", "--max-length 100", pairs=write_pairs(tmp_path / "long.jsonl", rows))
     assert "kept 3 of 4 pairs; dropped 1: over 100 tokens" in capsys.readouterr().err
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_its_pair_is_named(
+    train_to, nan_model, tmp_path, capsys
+):
+    """Line 2 is left out by --max-length, and lines 5 and 6 are still lines 5 and 6."""
+    rows = make_pairs(44)
+    rows[1]["rejected"][-1]["content"] = "dog " * 200
+    rows[5]["chosen"][-1]["content"] = "cat ~ five"
+    path = write_pairs(tmp_path / "pairs-nan.jsonl", rows)
+    flags = "--epochs 1 --max-length 100 --tokens-per-pass 70"  # one pair a pass
+    metrics = train_to("rm", flags, model=nan_model, pairs=path)
+
+    err = capsys.readouterr().err
+    warning = re.search(r"WARNING step (\d): (.*)", err)
+    assert f"not finite ({path}: line 6)" in warning[2]
+    assert "the step is not taken (1 in a row)" in warning[2]
+    assert f"{path}: line 6, chosen:\n<|im_start|>system" in err
+    assert "cat ~ five" in err
+    taken = [step for step in range(1, 7) if step != int(warning[1])]
+    assert [line["step"] for line in metrics] == [*taken, 6]
+    assert all(math.isfinite(loss) for loss in losses(metrics))
+
+
+def test_a_pair_that_does_not_fit_a_pass_is_named_by_its_line(train_to, tmp_path):
+    rows = make_pairs(8)
+    rows[1]["rejected"][-1]["content"] = "dog " * 200  # left out
+    rows[4]["rejected"][-1]["content"] = "dog " * 20  # the longest of the others
+    path = write_pairs(tmp_path / "long.jsonl", rows)
+    with pytest.raises(UserError, match=f"{path}: line 5 has .* tokens, a pass only 70:"):
+        train_to("rm", "--max-length 150 --tokens-per-pass 70", pairs=path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_empty_pass_holds_no_pair_and_no_gradient(toy_model_folder, process, layout):
+    """Under FSDP all processes run as many passes: one that has no pair left adds exactly 0."""
+    model = shard(load_reward_model(toy_model_folder, seed=0), process, "float32").train()
+    rewards, _ = model(LAYOUTS[layout](train.EMPTY_PASS))
+    assert rewards.view(-1, 2).shape == (1, 2)
+    (rewards.sum() * 0.0).backward()
+    for name, p in model.named_parameters():
+        assert not local(p.grad).any(), name
+
+
+def test_a_pair_that_is_not_finite_spoils_no_other_pairs_step(torchrun_to, nan_model, tmp_path):
+    """One pair a step, so that one of two processes always runs the empty pass."""
+    rows = make_pairs(6)
+    rows[0]["chosen"][-1]["content"] = "cat ~ five"
+    path = write_pairs(tmp_path / "pairs-nan.jsonl", rows)
+    result = torchrun_to(2, "rm", "--batch-size 1 --epochs 1", model=nan_model, pairs=path)
+    assert result.stderr.count("the step is not taken") == 1
+    assert f"({path}: line 1)" in result.stderr
+    steps = losses(read_metrics(tmp_path / "rm"))
+    assert len(steps) == 5
+    assert all(math.isfinite(loss) for loss in steps)
+
+
+def test_too_many_bad_steps_stop_the_run_and_keep_the_checkpoint(train_to, tmp_path):
+    with pytest.raises(UserError, match="2 steps in a row were not finite"):
+        train_to("rm", "--lr 1e30 --save-every 1 --max-bad-steps 2")
+    newest = checkpoints(str(tmp_path / "rm"))[-1]
+    parts = load_file(next(newest.glob("shard-*")))
+    weights = [part for name, part in parts.items() if name.startswith("weight")]
+    assert len(weights) > 10
+    assert all(torch.isfinite(weight.float()).all() for weight in weights), newest
+
+
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        (["--tokens-per-pass", "20"], "a pass only 20: raise --tokens-per-pass"),
-        (["--max-length", "8"], "all 44 pairs are longer than 8 tokens"),
-        (["--data-path", "/nowhere.jsonl"], "/nowhere.jsonl: no such file"),
-        (["--model-name", "/nowhere"], "no model could be loaded"),
-        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        ("--tokens-per-pass 20", "a pass only 20: raise --tokens-per-pass"),
+        ("--max-length 8", "all 44 pairs are longer than 8 tokens"),
+        ("--data-path /nowhere.jsonl", "/nowhere.jsonl: no such file"),
+        ("--model-name /nowhere", "no model could be loaded"),
+        ("--epochs 0", "--epochs 0: must be at least 1"),
     ],
 )
-def test_bad_input_writes_nothing(toy_model_folder, pairs_path, tmp_path, monkeypatch, flags, expected):
-    with pytest.raises(BadInput, match=expected):
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", *flags)
+def test_bad_input_writes_nothing(train_to, tmp_path, flags, expected):
+    with pytest.raises(UserError, match=expected):
+        train_to("rm", flags)
     assert not (tmp_path / "rm").exists()
 
 
-def test_a_trained_model_is_not_replaced_unasked(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--epochs", "1")
-    with pytest.raises(BadInput, match="holds a model: pass --overwrite"):
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm")
-    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--overwrite", "--epochs", "1")
+def test_a_trained_model_is_not_replaced_unasked(train_to):
+    train_to("rm", "--epochs 1")
+    with pytest.raises(UserError, match="holds a model: pass --overwrite"):
+        train_to("rm")
+    train_to("rm", "--overwrite --epochs 1")
 
 
-class Killed(Exception):
-    pass
+# ---- real models and data ------------------------------------------------------------------------
 
-
-def die_at(monkeypatch, step: int) -> None:
-    """The run ends abruptly once `step` has been logged, as by kill -9 but within this process."""
-    write = RunLog.write
-
-    def write_then_die(log, metrics, timing=None):
-        write(log, metrics, timing)
-        if metrics["step"] == step:
-            raise Killed
-
-    monkeypatch.setattr(RunLog, "write", write_then_die)
-
-
-def without_timing(output) -> list[dict]:
-    return [{name: value for name, value in line.items() if not name.endswith("_per_s")} for line in lines(output)]
-
-
-@pytest.mark.parametrize("precision", ["float32", "mixed", "bf16", "bf16-sr"])
-def test_resumed_run_ends_where_the_uninterrupted_one_does(toy_model_folder, pairs_path, tmp_path, monkeypatch, precision):
-    flags = ["--save-every", "2", "--precision", precision, "--eval-share", "0.1", "--centring", "0.1"]
-    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "whole", *flags)
-    for step in (3, 7, 8):  # within the first epoch, within the second, and just after a checkpoint
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            die_at(patch, step)
-            train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", *flags, "--resume", "auto")
-    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", *flags, "--resume", "auto")
-    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
-    assert without_timing(tmp_path / "killed") == without_timing(tmp_path / "whole")
-    assert not (tmp_path / "killed" / "checkpoints").exists()
-    train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", *flags, "--resume", "auto")  # finished: nothing to do
-
-
-def test_a_checkpoint_of_two_processes_resumes_in_one(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    whole = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "whole"))
-    result = torchrun(2, toy_model_folder, pairs_path, tmp_path / "killed", "--save-every", "3", "--keep", "2", "--max-bad-steps", "1", "--trace", "1")
-    assert result.returncode == 0
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, 8)
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", "--save-every", "3", "--keep", "2", "--overwrite")
-    assert [path.name for path in checkpoints(str(tmp_path / "killed"))] == ["step-00000003", "step-00000006"]
-    resumed = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "killed", "--resume", "auto"))
-    assert resumed == pytest.approx(whole, abs=1e-6)
-
-
-def test_a_half_written_checkpoint_is_never_chosen(tmp_path):
-    for name in ("step-00000004", "step-00000008.tmp"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert [path.name for path in checkpoints(str(tmp_path))] == ["step-00000004"]
-
-
-def test_resuming_with_other_settings_is_refused_by_name(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_at(patch, 4)
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--save-every", "2")
-    with pytest.raises(BadInput, match="unfinished run: pass --resume auto"):
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm")
-    with pytest.raises(BadInput, match=r"--lr 0.003 -> 0.001; --seed 0 -> 5"):
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--resume", "auto", "--lr", "1e-3", "--seed", "5")
-    records.write_jsonl(pairs_path, make_pairs(43))
-    with pytest.raises(BadInput, match="other pairs"):
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--resume", "auto")
-
-
-def test_a_step_that_is_not_finite_is_not_taken_and_its_pair_is_named(toy_model_folder, pairs_path, tmp_path, monkeypatch, capsys):
-    pair_rewards = train.reward_margin
-    poisoned = {"calls": 0}
-
-    def margin_with_one_nan(rewards):
-        poisoned["calls"] += 1
-        if poisoned["calls"] == 2:  # the second pass of step 1
-            rewards.data[0, 0] = float("nan")
-        return pair_rewards(rewards)
-
-    monkeypatch.setattr(train, "reward_margin", margin_with_one_nan)
-    metrics = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--epochs", "1")
-    said = capsys.readouterr().err
-    assert "WARNING step 1: rewards of pairs [" in said and "the step is not taken (1 in a row)" in said
-    assert [line["step"] for line in metrics] == [2, 3, 4, 5, 6, 6] and all(math.isfinite(loss) for loss in losses(metrics))
-
-
-def test_too_many_bad_steps_stop_the_run_and_keep_the_checkpoint(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    with pytest.raises(BadInput, match="2 steps in a row were not finite"):
-        train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--lr", "1e30", "--save-every", "1", "--max-bad-steps", "2")
-    newest = checkpoints(str(tmp_path / "rm"))[-1]
-    shard = load_file(next(newest.glob("shard-*")))
-    assert all(torch.isfinite(part.float()).all() for name, part in shard.items() if name.startswith("weight")), newest
-
-
-def test_the_trace_shows_every_number_of_a_pair(toy_model_folder, pairs_path, tmp_path, monkeypatch, capsys):
-    metrics = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", "--trace", "2")
-    said = capsys.readouterr().err
-    assert said.count("--- step 1, pair") == said.count("--- step 2, pair") == 2 and "--- step 3" not in said
-    for words in ("⟦\\n⟧", "pooled hidden state's norm", "loss = -log sigmoid(margin)", f"loss {metrics[0]['loss']:.4g}", "grad_norm_attention", "lost_updates_norms", "update_ratio"):
-        assert words in said
-
-
-@pytest.mark.parametrize("flags", [["--margin-scale", "0.5"], ["--label-temperature", "1.0"], ["--label-smoothing", "0.1"], ["--centring", "0.5"]])
-def test_other_losses_learn_too(toy_model_folder, pairs_path, tmp_path, monkeypatch, flags):
-    metrics = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "rm", *flags, "--epochs", "4")
-    assert metrics[-1]["train_accuracy"] > 0.9
-    plain = train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "plain", "--epochs", "4")
-    assert metrics[-1]["train_loss"] != plain[-1]["train_loss"]
-
-
-def test_gold_is_needed_where_the_loss_asks_for_it(toy_model_folder, tmp_path, monkeypatch):
-    records.write_jsonl(str(tmp_path / "pairs.jsonl"), [{side: row[side] for side in ("chosen", "rejected")} for row in make_pairs(4)])
-    with pytest.raises(BadInput, match="need gold's rewards"):
-        train_here(monkeypatch, toy_model_folder, str(tmp_path / "pairs.jsonl"), tmp_path / "rm", "--margin-scale", "1")
-
-
-def test_replicas_of_a_sharded_model_learn_the_same(toy_model_folder, pairs_path, tmp_path, monkeypatch):
-    alone = losses(train_here(monkeypatch, toy_model_folder, pairs_path, tmp_path / "one", "--epochs", "1"))
-    result = torchrun(4, toy_model_folder, pairs_path, tmp_path / "four", "--epochs", "1", "--replicas", "2", "--tokens-per-pass", "60")  # several passes a step
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert losses(lines(tmp_path / "four")) == pytest.approx(alone, abs=1e-5)
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+)
 
 
 @needs_data
-def test_a_real_llama_without_a_chat_template_asks_for_one_and_then_trains(pairs_path, tmp_path, monkeypatch):
+def test_a_real_llama_without_a_chat_template_asks_for_one_and_then_trains(
+    train_to, pairs_path, tmp_path
+):
     stories = str(DATA / "stories260k")
-    with pytest.raises(BadInput, match="no chat template: give one with --chat-template FILE"):
-        train_here(monkeypatch, stories, pairs_path, tmp_path / "rm")
+    with pytest.raises(UserError, match="no chat template: give one with --chat-template FILE"):
+        train_to("rm", model=stories)
     template = tmp_path / "template.jinja"
-    template.write_text("{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}")
-    metrics = train_here(monkeypatch, stories, pairs_path, tmp_path / "rm", "--chat-template", str(template), "--eval-path", pairs_path)
-    assert losses(metrics)[-1] < 0.3 and metrics[-1]["eval_accuracy"] == 1.0
+    template.write_text(PLAIN_TEMPLATE)
+    flags = f"--chat-template {template} --eval-path {pairs_path}"
+    metrics = train_to("rm", flags, model=stories)
+    assert losses(metrics)[-1] < 0.3
+    assert metrics[-1]["eval_accuracy"] == 1.0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "rm")
-    assert tokenizer.chat_template == template.read_text() and tokenizer.pad_token == "<unk>" != tokenizer.eos_token
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm")
-    texts = [tokenizer.apply_chat_template(row[side], tokenize=False) for row in make_pairs(44) for side in ("chosen", "rejected")]
-    batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-    rewards = model(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[:, 0]
+    assert tokenizer.chat_template == PLAIN_TEMPLATE
+    assert tokenizer.pad_token == "<unk>"
+    assert tokenizer.eos_token != "<unk>"
+    rewards = classifier_rewards(tmp_path / "rm")
     assert rewards.mean().item() == pytest.approx(metrics[-1]["eval_reward_mean"], abs=1e-5)
 
 
-@needs_data
-def test_real_pairs_and_the_real_qwen3_tokenizer_on_one_and_two_processes(tmp_path, monkeypatch, capsys):
-    """The reference's 1,000 test prompts, gold rewards and tokenizer; a small Qwen3 with random weights."""
+@pytest.fixture
+def real_pairs(tmp_path, monkeypatch) -> str:
+    """256 pairs of the reference's test prompts and gold rewards."""
     import preprocess
 
-    folder = DATA / "alpacafarm"
-    argv = ["--prompts-path", folder / "test_prompts.json", "--responses-path", folder / "test_sft.json", "--rewards-path", folder / "test_reward_gold.json"]
-    monkeypatch.setattr(sys, "argv", ["preprocess.py", *map(str, argv), "--target-path", str(tmp_path / "all.jsonl")])
+    data = DATA / "alpacafarm"
+    paths = (
+        f"--prompts-path {data}/test_prompts.json --responses-path {data}/test_sft.json "
+        f"--rewards-path {data}/test_reward_gold.json --target-path {tmp_path}/all.jsonl"
+    )
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", *paths.split()])
     preprocess.main()
-    (tmp_path / "pairs.jsonl").write_text("".join((tmp_path / "all.jsonl").read_text().splitlines(keepends=True)[:256]))
-    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, intermediate_size=64, vocab_size=151936)
+    lines = (tmp_path / "all.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "real.jsonl").write_text("".join(lines[:256]))
+    return str(tmp_path / "real.jsonl")
+
+
+@pytest.fixture
+def small_qwen(tmp_path) -> str:
+    """The real Qwen3 tokenizer, and a small Qwen3 with random weights."""
+    config = Qwen3Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    )
+    folder = str(tmp_path / "qwen")
     torch.manual_seed(0)
-    Qwen3ForCausalLM(Qwen3Config(**sizes, tie_word_embeddings=True)).save_pretrained(tmp_path / "qwen")
-    AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3").save_pretrained(tmp_path / "qwen")
-    flags = ["--batch-size", "64", "--tokens-per-pass", "8192", "--epochs", "1"]
-    one = losses(train_here(monkeypatch, str(tmp_path / "qwen"), str(tmp_path / "pairs.jsonl"), tmp_path / "one", *flags))
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(DATA / "tokenizers" / "qwen3").save_pretrained(folder)
+    return folder
+
+
+@needs_data
+def test_real_pairs_and_the_real_qwen3_tokenizer_on_one_and_two_processes(
+    train_to, torchrun_to, real_pairs, small_qwen, tmp_path, capsys
+):
+    flags = "--batch-size 64 --tokens-per-pass 8192 --epochs 1"
+    one = losses(train_to("one", flags, model=small_qwen, pairs=real_pairs))
     assert "<|im_start|>assistant\n<think>\n\n</think>\n\n" in capsys.readouterr().err
-    result = torchrun(2, str(tmp_path / "qwen"), str(tmp_path / "pairs.jsonl"), tmp_path / "two", *flags)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert losses(lines(tmp_path / "two")) == pytest.approx(one, abs=1e-5) and len(one) == 4
+    torchrun_to(2, "two", flags, model=small_qwen, pairs=real_pairs)
+    assert losses(read_metrics(tmp_path / "two")) == pytest.approx(one, abs=1e-5)
+    assert len(one) == 4
+
+
+@pytest.mark.parametrize("script", ["train", "label"])
+@pytest.mark.parametrize(
+    "before, expected",
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "None"),
+    ],
+)
+def test_cuda_memory_comes_in_segments_that_grow_unless_the_user_says_otherwise(
+    script, before, expected
+):
+    """The variable is set before torch is imported, which reads it then."""
+    code = f"import {script}, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    clean = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=clean | before,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == expected, done.stderr
+    source = (REPOSITORY / f"{script}.py").read_text()
+    assert source.index("PYTORCH_ALLOC_CONF") < source.index("import torch")
+
+
+def test_weights_in_host_memory_learn_the_same(train_to):
+    """--cpu-offload, on a CPU without pinned memory."""
+    assert losses(train_to("a", "--cpu-offload")) == losses(train_to("b"))

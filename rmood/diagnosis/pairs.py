@@ -1,0 +1,272 @@
+"""Training pairs against the responses and the gold rewards that they were made from.
+
+A row is a prompt with its K responses. The sides of a pair are the places of its two texts among
+the responses of its row; equal responses make several readings of one pair.
+"""
+
+from collections import defaultdict
+from itertools import combinations, permutations
+from typing import NamedTuple
+
+from ..files.tables import Conversation, Pair
+from .measures import least_loss
+
+Sides = tuple[int, int]  # places of the chosen and of the rejected text in a row
+Check = tuple[str, list[str], str]  # name, a line for each failure, words for success
+
+
+class Located(NamedTuple):
+    """A pair that was found in a row."""
+
+    number: int  # among the pairs
+    name: str  # for messages: "pair 3 (row 7)"
+    pair: Pair
+    row: int
+    readings: list[Sides]
+    sides: Sides  # of the readings the one with the largest gold margin
+
+
+# ---- where a pair comes from ---------------------------------------------------------------------
+
+
+def sides_in_row(pair: Pair, prompt: Conversation | None, texts: list[str]) -> list[Sides]:
+    """Every place of the chosen and the rejected text among the responses; empty if not there.
+
+    prompt: that of the row, which must be the pair's; None is not compared.
+    """
+    if prompt is not None and prompt != pair.chosen[:-1]:
+        return []
+    places = permutations(range(len(texts)), 2)
+    return [(i, j) for i, j in places if (texts[i], texts[j]) == _texts(pair)]
+
+
+def rows_of(
+    pairs: list[Pair], prompts: list[Conversation] | None, responses: list[list[str]]
+) -> list[int | None]:
+    """The row of each pair, or None where there is none.
+
+    It is the pair's `index`; without one, the next row that holds both texts (pairs are written in
+    the order of the rows).
+    """
+    rows_with: dict[tuple[str, str], list[int]] = defaultdict(list)  # two texts -> rows with both
+    if any(pair.index is None for pair in pairs):
+        for row, texts in enumerate(responses):
+            for both in set(permutations(texts, 2)):
+                rows_with[both].append(row)
+
+    one_pair_a_row = len(responses[0]) == 2
+    rows: list[int | None] = []
+    start = 0  # the first row in which the next pair is expected
+    for pair in pairs:
+        row = pair.index
+        if row is None:
+            candidates = rows_with.get(_texts(pair), [])
+            if prompts is not None:
+                candidates = [i for i in candidates if prompts[i] == pair.chosen[:-1]]
+            row = _first_from(start, candidates)
+        if not isinstance(row, int) or not 0 <= row < len(responses):
+            rows.append(None)
+            continue
+        rows.append(row)
+        start = row + 1 if one_pair_a_row else row
+    return rows
+
+
+def _first_from(start: int, rows: list[int]) -> int | None:
+    """The first of the rows, in rising order, that is not before start; else the first of all."""
+    for row in rows:
+        if row >= start:
+            return row
+    return rows[0] if rows else None
+
+
+def best_side(sides: list[Sides], rewards: list[float]) -> Sides:
+    """The reading with the largest gold margin, where equal texts make several."""
+    return max(sides, key=lambda side: rewards[side[0]] - rewards[side[1]])
+
+
+def _texts(pair: Pair) -> tuple[str, str]:
+    return pair.chosen[-1]["content"], pair.rejected[-1]["content"]
+
+
+# ---- checks of validate --------------------------------------------------------------------------
+
+
+def pairs_against_gold(
+    pairs: list[Pair],
+    prompts: list[Conversation] | None,
+    responses: list[list[str]],
+    gold: list[list[float]],
+    min_margin: float = 0.0,
+    drop_identical: bool = False,
+) -> list[Check]:
+    """Are these the pairs that gold makes of the responses?
+
+    min_margin, drop_identical: what preprocess.py was told to leave out; a pair is missing if it is
+    neither that nor a gold tie.
+    """
+    located, lost = _locate(pairs, prompts, responses, gold)
+    found = f"{len(located):,} pairs found among {len(responses):,} rows"
+    preferred = f"{len(located):,} of {len(located):,} pairs"
+    rewards_known = any(pair.chosen_reward is not None for pair in pairs)
+    missing, left_out = _missing(located, responses, gold, min_margin, drop_identical)
+    return [
+        ("same prompt on both sides", _of_two_prompts(pairs), "yes"),
+        ("texts are those of their row", lost, found),
+        ("chosen is what gold prefers", _swapped(located, gold), preferred),
+        (
+            "rewards in the pairs are gold's",
+            _other_rewards(located, gold),
+            "yes" if rewards_known else "the pairs hold none",
+        ),
+        ("pairs follow the order of the rows", _out_of_order(located), "yes"),
+        ("no pair twice", _repeated(located), "yes"),
+        ("no pair is missing", missing, left_out),
+    ]
+
+
+def _of_two_prompts(pairs: list[Pair]) -> list[str]:
+    return [
+        f"pair {number}"
+        for number, pair in enumerate(pairs)
+        if pair.chosen[:-1] != pair.rejected[:-1]
+    ]
+
+
+def _locate(
+    pairs: list[Pair],
+    prompts: list[Conversation] | None,
+    responses: list[list[str]],
+    gold: list[list[float]],
+) -> tuple[list[Located], list[str]]:
+    """The pairs whose texts are in their row, and the names of the others."""
+    located = []
+    lost = []
+    for number, (pair, row) in enumerate(zip(pairs, rows_of(pairs, prompts, responses))):
+        name = f"pair {number} (row {pair.index if row is None else row})"
+        readings = []
+        if row is not None:
+            prompt = None if prompts is None else prompts[row]
+            readings = sides_in_row(pair, prompt, responses[row])
+        if readings:
+            sides = best_side(readings, gold[row])
+            located.append(Located(number, name, pair, row, readings, sides))
+        else:
+            lost.append(name)
+    return located, lost
+
+
+def _swapped(located: list[Located], gold: list[list[float]]) -> list[str]:
+    lines = []
+    for found in located:
+        chosen, rejected = (gold[found.row][side] for side in found.sides)
+        if chosen <= rejected:
+            lines.append(
+                f"{found.name}: gold gives the chosen {chosen:g}, the rejected {rejected:g}"
+            )
+    return lines
+
+
+def _other_rewards(located: list[Located], gold: list[list[float]]) -> list[str]:
+    """Pairs that hold rewards which gold gives under no reading of them."""
+    lines = []
+    for found in located:
+        pair, rewards = found.pair, gold[found.row]
+        if pair.chosen_reward is None:
+            continue
+        by_gold = [(rewards[i], rewards[j]) for i, j in found.readings]
+        if (pair.chosen_reward, pair.rejected_reward) not in by_gold:
+            chosen, rejected = (rewards[side] for side in found.sides)
+            lines.append(
+                f"{found.name}: {pair.chosen_reward:g} and {pair.rejected_reward:g} in the pair, "
+                f"{chosen:g} and {rejected:g} by gold"
+            )
+    return lines
+
+
+def _out_of_order(located: list[Located]) -> list[str]:
+    lines = []
+    last = 0
+    for found in located:
+        if found.row < last:
+            lines.append(f"{found.name} follows row {last}")
+        last = found.row
+    return lines
+
+
+def _repeated(located: list[Located]) -> list[str]:
+    lines = []
+    first: dict[tuple[int, ...], int] = {}  # row and both places -> number of the pair
+    for found in located:
+        key = (found.row, *sorted(found.sides))
+        if key in first:
+            lines.append(f"{found.name} repeats pair {first[key]}")
+        else:
+            first[key] = found.number
+    return lines
+
+
+def _missing(
+    located: list[Located],
+    responses: list[list[str]],
+    gold: list[list[float]],
+    min_margin: float,
+    drop_identical: bool,
+) -> tuple[list[str], str]:
+    """Pairs that gold makes and the file does not have; in words, those that were left out."""
+    present = {(found.row, *sorted(found.sides)) for found in located}
+    ties = 0
+    as_told = 0
+    missing = []
+    for row, (rewards, texts) in enumerate(zip(gold, responses)):
+        for i, j in combinations(range(len(rewards)), 2):
+            if rewards[i] == rewards[j]:
+                ties += 1
+            elif abs(rewards[i] - rewards[j]) < min_margin:
+                as_told += 1
+            elif drop_identical and texts[i] == texts[j]:
+                as_told += 1
+            elif (row, i, j) not in present:
+                missing.append(f"row {row}: gold gives {rewards[i]:g} and {rewards[j]:g}")
+    left_out = f"{ties:,} gold ties left out"
+    if as_told:
+        left_out += f", and {as_told:,} pairs that preprocess.py was told to leave out"
+    return missing, left_out
+
+
+# ---- label noise ---------------------------------------------------------------------------------
+
+
+def label_noise(
+    pairs: list[Pair],
+    prompts: list[Conversation] | None,
+    responses: list[list[str]] | None,
+    gold: list[list[float]] | None,
+) -> dict[str, float]:
+    """Do the training labels agree with gold? {} where gold's rewards of no pair are known.
+
+    with_gold     number of pairs whose gold rewards are known: by the gold file for their texts,
+                  else by the rewards that the pairs hold
+    label_noise   share of them in which gold prefers the rejected side
+    least_loss    the least loss that such labels allow, nats
+    """
+    rows = [None] * len(pairs)
+    if responses and gold:
+        rows = rows_of(pairs, prompts, responses)
+    known = 0
+    wrong = 0
+    for pair, row in zip(pairs, rows):
+        chosen, rejected = pair.chosen_reward, pair.rejected_reward
+        if row is not None:
+            prompt = None if prompts is None else prompts[row]
+            readings = sides_in_row(pair, prompt, responses[row])
+            if readings:
+                chosen, rejected = (gold[row][side] for side in best_side(readings, gold[row]))
+        if chosen is None or rejected is None:
+            continue
+        known += 1
+        wrong += chosen < rejected
+    if known == 0:
+        return {}
+    noise = wrong / known
+    return {"label_noise": noise, "with_gold": known, "least_loss": least_loss(noise)}

@@ -1,0 +1,320 @@
+"""Diagnosis without a command line: plain arguments in, numbers and findings out."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, make_pairs, make_prompt
+from transformers import AutoModelForSequenceClassification
+
+from rmood.diagnosis import run
+from rmood.errors import UserError
+from rmood.files.rows import write_json, write_jsonl
+from rmood.files.tables import join_conversations, read_pairs
+from rmood.metrics import HEALTHY
+from rmood.scoring import load_scorer
+
+GOLD = np.array([[4.0, 1.0], [6.0, 1.0], [1.0, 9.0], [2.0, 7.0]])
+PROMPTS = [make_prompt(i) for i in range(4)]
+RESPONSES = [[f"cat {i}", f"dog one two {i}"] for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def proxy(toy_model_folder, tmp_path_factory, toy_tokenizer) -> str:
+    """The folder of a tiny reward model."""
+    folder = str(tmp_path_factory.mktemp("models") / "toy-rm")
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(toy_model_folder, num_labels=1)
+    model.save_pretrained(folder)
+    toy_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def scorer(proxy):
+    return load_scorer(proxy)
+
+
+@pytest.fixture(autouse=True)
+def forget_scorers():
+    """No model of another test in memory, and the tests' own process group left alone."""
+    run._loaded.clear()
+    yield
+    run._loaded.clear()
+
+
+def write(path, value) -> str:
+    write_json(str(path), value)
+    return str(path)
+
+
+# ---- diagnose ----------------------------------------------------------------------------------
+
+
+def test_a_notebook_s_five_lines(proxy, tmp_path):
+    rm = write(tmp_path / "rm.json", (GOLD / 20).tolist())
+    gold = write(tmp_path / "gold.json", GOLD.tolist())
+    code = f"""
+from rmood import diagnose, load_scorer
+scorer = load_scorer({proxy!r})
+prompt = [{{"role": "user", "content": "name an animal"}}]
+answers = [prompt + [{{"role": "assistant", "content": text}}] for text in ("cat", "dog")]
+print(scorer.score([answers]))
+print(diagnose({rm!r}, {gold!r}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+    score, _, *lines = done.stdout.splitlines()
+    assert len(score.split(",")) == 2
+    assert "match, a proxy tie is a miss  1.0000" in "\n".join(lines)
+    assert any(line.startswith("verdict on rm: compressed rewards (error)") for line in lines)
+
+
+def test_two_rewards_files_need_neither_torch_nor_matplotlib(tmp_path):
+    gold = write(tmp_path / "gold.json", GOLD.tolist())
+    code = (
+        "import sys, rmood\n"
+        f"print(rmood.diagnose({gold!r}, {gold!r}))\n"
+        "assert not {'torch', 'transformers', 'matplotlib'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_arrays_lists_and_files_give_the_same_numbers(tmp_path):
+    """A tenth of gold: in the same order, spread 0.1."""
+    path = write(tmp_path / "rm.json", (GOLD / 10).tolist())
+    gold_path = write(tmp_path / "gold.json", GOLD.tolist())
+    given = [
+        run.diagnose(GOLD / 10, GOLD),
+        run.diagnose((GOLD / 10).tolist(), GOLD.tolist()),
+        run.diagnose(path, gold_path),
+        run.diagnose(tmp_path / "rm.json", GOLD),
+    ]
+    assert [diagnosis.name for diagnosis in given] == ["proxy", "proxy", "rm", "rm"]
+    for diagnosis in given:
+        assert diagnosis.numbers == given[0].numbers
+        assert diagnosis.numbers["match"] == 1
+        assert diagnosis.numbers["spread_ratio"] == pytest.approx(0.1)
+        assert "compressed_rewards" in [finding["id"] for finding in diagnosis.findings]
+        np.testing.assert_allclose(diagnosis.rewards, GOLD / 10)
+        assert diagnosis.texts is None
+
+
+def test_a_diagnosis_shows_itself_as_tables_and_verdicts():
+    shown = repr(run.diagnose(GOLD / 10, GOLD, name="my proxy"))
+    assert shown.startswith("my proxy against gold\n")
+    assert "within a prompt, std" in shown
+    assert "verdict on my proxy: compressed rewards (error)" in shown
+    assert shown == str(run.diagnose(GOLD / 10, GOLD, name="my proxy"))
+
+
+def test_a_model_is_scored_and_probed_and_brings_its_log(proxy, scorer, tmp_path):
+    """Gold is the model's own opinion, so it agrees with itself, and nothing is wrong."""
+    gold = np.array(scorer.score(join_conversations(PROMPTS, RESPONSES)))
+    lines = [{"step": step, "epoch": 1, "loss": 0.2, "accuracy": 0.97} for step in range(1, 5)]
+    write_jsonl(f"{proxy}/metrics.jsonl", lines)
+    files = (
+        write(tmp_path / "prompts.json", [{"messages": prompt} for prompt in PROMPTS]),
+        write(
+            tmp_path / "responses.json", [dict(response_1=a, response_2=b) for a, b in RESPONSES]
+        ),
+    )
+    for model, texts in ((proxy, files), (scorer, (PROMPTS, RESPONSES))):
+        diagnosis = run.diagnose(model, gold, texts, dtype="float32")
+        assert diagnosis.name == "toy-rm"
+        assert diagnosis.numbers["match"] == 1
+        assert diagnosis.numbers["spread_ratio"] == pytest.approx(1, abs=1e-4)
+        assert diagnosis.numbers["last_accuracy"] == pytest.approx(0.97)
+        assert diagnosis.numbers["batch_dependence"] < 1e-3
+        assert diagnosis.metrics == lines
+        assert diagnosis.texts == (PROMPTS, RESPONSES)
+    without = run.diagnose(scorer, gold, (PROMPTS, RESPONSES), probes=False)
+    assert "batch_dependence" not in without.numbers
+
+
+def test_the_most_wrong_pairs_of_a_model_come_with_their_tokens(scorer):
+    """Gold against the model's own opinion: every pair is wrong, and shown token by token."""
+    rewards = np.array(scorer.score(join_conversations(PROMPTS, RESPONSES)))
+    diagnosis = run.diagnose(scorer, -rewards, (PROMPTS, RESPONSES))
+    assert diagnosis.tokens.keys() == {(row, side) for row in range(4) for side in range(2)}
+    text, reward = diagnosis.tokens[0, 0][-1]
+    assert reward == pytest.approx(rewards[0, 0], abs=1e-5)
+
+
+def test_texts_in_a_rewards_file_are_used(scorer, tmp_path):
+    """The record form of gold: messages, responses and rewards in one."""
+    rows = []
+    for prompt, responses, rewards in zip(PROMPTS, RESPONSES, GOLD.tolist()):
+        row = {"messages": prompt}
+        for i in (0, 1):
+            row |= {f"response_{i + 1}": responses[i], f"reward_{i + 1}": rewards[i]}
+        rows.append(row)
+    diagnosis = run.diagnose(scorer, write(tmp_path / "gold.json", rows), probes=False)
+    assert diagnosis.texts == (PROMPTS, RESPONSES)
+    np.testing.assert_allclose(diagnosis.gold, GOLD)
+
+
+def test_training_pairs_can_be_named(proxy, scorer, tmp_path):
+    """The model's folder names none; given, they are read in other ways and compared with gold."""
+    rows = make_pairs(20)
+    for row in rows[:5]:
+        row["chosen_reward"], row["rejected_reward"] = -1.0, 1.0
+    path = str(tmp_path / "pairs.jsonl")
+    write_jsonl(path, rows)
+    unnamed = run.diagnose(scorer, GOLD, (PROMPTS, RESPONSES))
+    named = run.diagnose(scorer, GOLD, (PROMPTS, RESPONSES), pairs=path)
+    assert "label_noise" not in unnamed.numbers
+    assert named.numbers["label_noise"] == 0.25
+    assert named.numbers["duplicate_share"] == 1  # the same four prompts
+    assert "read_accuracy" in named.numbers
+
+
+@pytest.mark.parametrize(
+    "proxy_rewards, gold, message",
+    [
+        (GOLD[:3], GOLD, "proxy: 3 rows, but 4 in gold: pass the matching file"),
+        (GOLD[:, :1], GOLD, "proxy: 1 entries per row, but 2 in gold"),
+        (GOLD, GOLD[:, :1], "gold: one reward per prompt makes no pair"),
+        (GOLD[:, 0], GOLD, "proxy: expected finite rewards"),
+        (GOLD * np.nan, GOLD, "proxy: expected finite rewards"),
+        (GOLD, np.ones((4, 2)), "gold gives both responses the same reward in all 4 pairs"),
+        ("nowhere.json", GOLD, "nowhere.json: no such file"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(proxy_rewards, gold, message):
+    with pytest.raises(UserError, match=message):
+        run.diagnose(proxy_rewards, gold)
+
+
+def test_a_model_without_texts_is_refused_before_it_is_loaded():
+    with pytest.raises(UserError, match="no texts for the model to score"):
+        run.diagnose("models/nowhere", GOLD)
+
+
+def test_texts_that_are_not_gold_s_are_refused():
+    with pytest.raises(UserError, match="responses: 3 rows for 4 prompts"):
+        run.diagnose(GOLD, GOLD, (PROMPTS, RESPONSES[:3]))
+    with pytest.raises(UserError, match="gold: 4 rows, but 3 in responses"):
+        run.diagnose(GOLD, GOLD, (PROMPTS[:3], RESPONSES[:3]))
+
+
+def test_every_rewards_file_is_checked_before_a_model_is_scored(scorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "score", lambda *args: pytest.fail("scored before all was checked"))
+    bad = write(tmp_path / "bad.json", [[1, 2]])
+    with pytest.raises(UserError, match="bad.json: 1 rows"):
+        run.diagnose_all([bad], [scorer], GOLD, (PROMPTS, RESPONSES))
+    with pytest.raises(UserError, match="nowhere: no such file"):
+        run.diagnose_all(["nowhere"], [scorer], GOLD, (PROMPTS, RESPONSES))
+
+
+def test_several_proxies_are_written_into_one_report(tmp_path):
+    found = run.diagnose_all([GOLD / 10, GOLD], [], GOLD)
+    path = tmp_path / "report.html"
+    run.write_report(str(path), found, "mine", ["a fact"])
+    html = path.read_text(encoding="utf-8")
+    assert "mine: proxy 1, proxy 2" in html
+    assert "a fact" in html
+
+
+# ---- quality and best of n ---------------------------------------------------------------------
+
+
+def test_quality_is_what_its_margins_say(scorer, tmp_path):
+    path = str(tmp_path / "pairs.jsonl")
+    write_jsonl(path, make_pairs(24))
+    pairs = read_pairs(path)
+    rewards = np.array(scorer.score([[pair.chosen, pair.rejected] for pair in pairs]))
+    margin = rewards[:, 0] - rewards[:, 1]
+    numbers = run.quality(scorer, pairs, num_samples=0)
+    assert numbers["pairs"] == 24
+    assert numbers["train_accuracy"] == pytest.approx((margin > 0).mean())
+    assert numbers["train_loss"] == pytest.approx(np.log1p(np.exp(-margin)).mean(), rel=1e-5)
+    assert numbers["margin_mean"] == pytest.approx(margin.mean(), rel=1e-5)
+    assert numbers["reward_min"] == pytest.approx(rewards.min())
+    gold = np.array([pair.chosen_reward - pair.rejected_reward for pair in pairs])
+    expected = np.sqrt((margin**2).mean() / (gold**2).mean())
+    assert numbers["spread_ratio"] == pytest.approx(expected, rel=1e-5)
+    assert "compressed_rewards" in [finding["id"] for finding in numbers["findings"]]
+    assert run.quality(scorer, path, num_samples=0) == numbers
+    assert run.quality(scorer, path, num_samples=6)["pairs"] == 6
+
+
+def test_quality_without_gold_s_rewards_has_no_spread_to_compare(scorer, tmp_path):
+    rows = [row | {"chosen_reward": None} for row in make_pairs(4)]
+    path = str(tmp_path / "pairs.jsonl")
+    write_jsonl(path, rows)
+    assert "spread_ratio" not in run.quality(scorer, path)
+
+
+def test_grades_begin_at_the_healthy_range_s_bounds():
+    accuracy = HEALTHY["accuracy"]
+    bounds = [accuracy.low, accuracy.short, accuracy.poor, accuracy.failed]
+    at = [run.grade(bound) for bound in bounds]
+    below = [run.grade(bound - 1e-6) for bound in bounds]
+    assert at[0] == "good: above 95%"
+    assert (
+        at[1:]
+        == below[:-1]
+        == [
+            "good, though below the 95% of a finished training",
+            "short of the 90% to expect: more epochs or a higher rate",
+            "under 80%: the model is not learning",
+        ]
+    )
+    assert below[-1] == "under 70%: training failed"
+
+
+def test_the_same_seed_draws_the_same_sample():
+    pairs = list(range(10))
+    drawn = run.draw(pairs, 4, seed=0)
+    assert len(set(drawn)) == 4
+    assert drawn == run.draw(pairs, 4, seed=0) != run.draw(pairs, 4, seed=1)
+    assert run.draw(pairs, 0, seed=0) == pairs == run.draw(pairs, 11, seed=0)
+
+
+def test_best_of_n_takes_arrays_and_files(tmp_path):
+    """Of two responses gold's own pick is worth the mean of the larger: 26 / 4."""
+    gold_path = write(tmp_path / "gold.json", GOLD.tolist())
+    for proxy, gold in ((GOLD, GOLD), (gold_path, gold_path)):
+        curve = run.best_of_n(proxy, gold)
+        assert [row["n"] for row in curve] == [1, 2]
+        assert curve[1]["gold"] == curve[1]["gold_own"] == pytest.approx(26 / 4)
+    with pytest.raises(UserError, match="one reward per prompt"):
+        run.best_of_n(GOLD[:, :1], GOLD[:, :1])
+
+
+# ---- the scorer in memory ----------------------------------------------------------------------
+
+
+def test_one_model_is_in_memory_and_loaded_once(proxy, monkeypatch):
+    first = run.loaded_scorer(proxy, device="cpu")
+    assert run.loaded_scorer(proxy, device="cpu") is first
+    other = run.loaded_scorer(proxy, device="cpu", max_length=64)
+    assert other is not first
+    assert other.max_length == 64
+    assert list(run._loaded.values()) == [other]
+
+
+def test_releasing_the_scorer_leaves_the_process_group(proxy, monkeypatch):
+    left = []
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
+    run.loaded_scorer(proxy, device="cpu")
+    run.release_scorer()
+    assert left == [True]
+    run.release_scorer()  # nothing is loaded: nothing to leave
+    assert left == [True]
+
+
+def test_a_reward_that_is_not_finite_is_refused_with_its_row(scorer, monkeypatch):
+    rewards = GOLD.copy()
+    rewards[2, 1] = np.inf
+    monkeypatch.setattr(type(scorer), "score", lambda *args, **options: rewards.tolist())
+    with pytest.raises(UserError, match="the reward of row 2 is not finite: try --dtype float32"):
+        run.score(scorer, join_conversations(PROMPTS, RESPONSES))
