@@ -127,10 +127,10 @@ def _meta_backbone(config, dtype: torch.dtype) -> nn.Module:
         backbone = AutoModel.from_config(
             config, dtype=dtype, attn_implementation="rmood", trust_remote_code=False
         )
-    for module in backbone.modules():
-        for name in module._non_persistent_buffers_set:
-            empty = torch.empty_like(module.get_buffer(name), device="cpu")
-            module.register_buffer(name, empty, persistent=False)
+    for name, buffer in list(backbone.named_non_persistent_buffers(remove_duplicate=False)):
+        parent, _, own_name = name.rpartition(".")
+        empty = torch.empty_like(buffer, device="cpu")
+        backbone.get_submodule(parent).register_buffer(own_name, empty, persistent=False)
     backbone.initialize_weights()  # of these buffers: on "meta" it does nothing
     stay_float32 = backbone._keep_in_fp32_modules_strict or ()
     for name, tensor in [*backbone.named_parameters(), *backbone.named_buffers()]:
