@@ -80,7 +80,7 @@ class Wanted:
 
 BUDGET = {
     "graphs": Wanted("1", lambda n: n == 1),
-    "graphs_recomputed": Wanted("2", lambda n: n == 2),
+    "graphs_recomputed": Wanted("at most 2", lambda n: n <= 2),
     "breaks": Wanted("0", lambda n: n == 0),
     "recompiles": Wanted("0", lambda n: n == 0),
     "bytes_per_token_outside_matmul": Wanted("at most 480,000", lambda n: n <= 480_000),

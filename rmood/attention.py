@@ -18,6 +18,8 @@ n conversations as right-padded rows of L tokens
 """
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -214,81 +216,95 @@ attend.register_autograd(_backward, setup_context=_save_for_backward)
 # ---- without FlashAttention: conversations as right-padded rows, in blocks of similar length ----
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The conversations as rows of similar length, in blocks; P tokens with all padding.
+
+    A token of a prompt is in several rows. Its output is the same in each: one is its own, and
+    only there has it a gradient. Padding is the row's own last token: if it were one token for all
+    rows, their gradients (zeros) would be added up at one address.
+    """
+
+    shapes: list[tuple[int, int]]  # (n, L) of each block
+    index: Tensor  # (P,) which of the T tokens
+    own: Tensor  # (T,) which of the P is each token's own
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """(T, heads, d) -> (n, heads, L, d) of each block"""
+        return self.split(x.index_select(0, self.index))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """(P, heads, d) -> (n, heads, L, d). A CPU computes in float32: bf16 is slower there."""
+        if x.device.type == "cpu":
+            x = x.to(_accurate(x.dtype))
+        blocks = x.split([n * length for n, length in self.shapes])
+        return [x.unflatten(0, shape).transpose(1, 2) for x, shape in zip(blocks, self.shapes)]
+
+    def join(self, blocks: Sequence[Tensor]) -> Tensor:
+        """(n, heads, L, d) of each block -> (P, heads, d)"""
+        return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in blocks])
+
+
 def _attend_in_rows(query, key, value, keys, cu_q, cu_k, scale, window, softcap):
-    """attend() by padded rows. A token of a prompt is in several rows, with the same output."""
-    blocks, own = _padded_rows(keys, cu_q, cu_k, query.shape[1])
-    outputs = []
-    sums = []
-    for index in blocks:
-        rows = [_gather(x, index) for x in (query, key, value)]
-        output, logsumexp = _attend_row(*rows, scale, window, softcap)
-        outputs.append(output.transpose(1, 2).flatten(0, 1))  # (n * L, H, d)
-        sums.append(logsumexp.transpose(1, 2).flatten(0, 1))  # (n * L, H)
-    output = torch.cat(outputs).index_select(0, own).to(query.dtype)
-    logsumexp = torch.cat(sums).index_select(0, own).t().contiguous()
-    return output, logsumexp
+    """attend() by padded rows."""
+    rows = rows_of(keys, cu_q, cu_k, query.shape[1])
+    blocks = zip(*[rows.gather(x) for x in (query, key, value)])
+    results = [_attend_row(*block, scale, window, softcap) for block in blocks]
+    output = rows.join([output for output, _ in results]).index_select(0, rows.own)
+    logsumexp = rows.join([sums for _, sums in results]).index_select(0, rows.own)  # (T, H)
+    return output.to(query.dtype), logsumexp.t().contiguous()
 
 
 def _attend_in_rows_backward(
     gradient, query, key, value, output, logsumexp, keys, cu_q, cu_k, scale, window, softcap
 ):
-    """attend_backward() by padded rows.
+    """attend_backward() by padded rows."""
+    rows = rows_of(keys, cu_q, cu_k, query.shape[1])
+    of_outputs = gradient.new_zeros(len(rows.index), *gradient.shape[1:])
+    of_outputs.index_copy_(0, rows.own, gradient)
+    inputs = [rows.gather(x) for x in (query, key, value, output)]
+    sums = [x[..., 0] for x in rows.gather(logsumexp.t()[..., None])]  # (n, H, L)
+    blocks = zip(rows.split(of_outputs), *inputs, sums)
+    results = [_attend_row_backward(*block, scale, window, softcap) for block in blocks]
+    of_queries, of_keys, of_values = (rows.join(blocks) for blocks in zip(*results))
+    of_query = of_queries.index_select(0, rows.own).to(query.dtype)
+    return of_query, _add_up(of_keys, rows.index, key), _add_up(of_values, rows.index, value)
 
-    In a row, the gradient is 0 where the token's output was taken from another row, and at the
-    padding. So nothing comes from there.
-    """
-    blocks, own = _padded_rows(keys, cu_q, cu_k, query.shape[1])
-    sizes = [index.numel() for index in blocks]
-    of_rows = gradient.new_zeros(sum(sizes), *gradient.shape[1:]).index_copy_(0, own, gradient)
-    sums = logsumexp.t()  # (T, H)
-    of_key = torch.zeros_like(key, dtype=_accurate(key.dtype))
-    of_value = torch.zeros_like(value, dtype=of_key.dtype)
-    of_queries = []
-    for index, of_output in zip(blocks, of_rows.split(sizes)):
-        of_output = _in_rows(of_output, index)
-        rows = [_gather(x, index) for x in (query, key, value, output)]
-        sums_of_rows = sums[index].transpose(1, 2)  # (n, H, L)
-        of_row = _attend_row_backward(of_output, *rows, sums_of_rows, scale, window, softcap)
-        of_q, of_k, of_v = (x.transpose(1, 2).flatten(0, 1) for x in of_row)  # (n * L, heads, d)
-        of_queries.append(of_q)
-        of_key.index_add_(0, index.flatten(), of_k.to(of_key.dtype))
-        of_value.index_add_(0, index.flatten(), of_v.to(of_key.dtype))
-    of_query = torch.cat(of_queries).index_select(0, own)
-    return of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype)
+
+def _add_up(gradients: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    """(P, heads, d) gradients of tokens in all their rows -> (T, heads, d)"""
+    total = torch.zeros_like(like, dtype=_accurate(like.dtype))
+    return total.index_add_(0, index, gradients.to(total.dtype)).to(like.dtype)
 
 
 @functools.lru_cache(maxsize=2)  # tensors are equal if they are one: all layers of a pass hit
-def _padded_rows(
-    keys: Tensor, cu_q: Tensor, cu_k: Tensor, heads: int
-) -> tuple[list[Tensor], Tensor]:
-    """The conversations as rows of similar length, in blocks, longest first.
-
-    -> blocks of (n, L) indices into the T tokens, and (T,) indices of each token's own output among
-    the outputs of all blocks. Padding is the row's own last token: if it were one token for all
-    rows, their gradients (zeros) would be added up at one address.
-    """
+def rows_of(keys: Tensor, cu_q: Tensor, cu_k: Tensor, heads: int) -> Rows:
+    """The rows of a pass, longest first; heads: H."""
     starts = cu_k[:-1].long()
     lengths = cu_k.diff().long()
     queries = cu_q.diff().long()
     order = lengths.argsort(descending=True, stable=True)
     sorted_lengths = lengths[order].tolist()
-    blocks = []
-    row_starts = torch.empty_like(starts)  # of each conversation, among the outputs
-    outputs = 0
+    shapes = []
+    index = []
+    row_starts = torch.empty_like(starts)  # of each conversation, among the P tokens
+    end = 0
     first = 0
     for size in _block_sizes(sorted_lengths, heads):
         members = order[first : first + size]
         longest = sorted_lengths[first]
         position = torch.arange(longest, device=keys.device)
         last = lengths[members, None] - 1
-        blocks.append(keys[starts[members, None] + torch.minimum(position, last)])
-        row_starts[members] = outputs + longest * torch.arange(size, device=keys.device)
-        outputs += size * longest
+        of_block = keys[starts[members, None] + torch.minimum(position, last)]  # (n, L)
+        shapes.append((size, longest))
+        index.append(of_block.flatten())
+        row_starts[members] = end + longest * torch.arange(size, device=keys.device)
+        end += size * longest
         first += size
     # the queries of a conversation are the last tokens of its row
     shift = row_starts + lengths - queries - cu_q[:-1]
     own = shift.repeat_interleave(queries) + torch.arange(int(cu_q[-1]), device=keys.device)
-    return blocks, own
+    return Rows(shapes, torch.cat(index), own)
 
 
 def _block_sizes(lengths: list[int], heads: int) -> list[int]:
@@ -303,17 +319,6 @@ def _block_sizes(lengths: list[int], heads: int) -> list[int]:
             most = max(1, LARGEST_SCORES // (heads * longest**2))
         sizes[-1] += 1
     return sizes
-
-
-def _in_rows(x: Tensor, index: Tensor) -> Tensor:
-    """(n * L, heads, d) -> (n, heads, L, d). A CPU computes in float32: bf16 is slower there."""
-    rows = x.unflatten(0, index.shape).transpose(1, 2)
-    return rows.to(_accurate(x.dtype)) if x.device.type == "cpu" else rows
-
-
-def _gather(x: Tensor, index: Tensor) -> Tensor:
-    """(T, heads, d), (n, L) -> (n, heads, L, d)"""
-    return _in_rows(x.index_select(0, index.flatten()), index)
 
 
 def _accurate(dtype: torch.dtype) -> torch.dtype:

@@ -77,9 +77,7 @@ def pack(groups: list[Group]) -> Batch:
             keys += [shared, own]
             end += len(own)
             last.append(end - len(row) + scored_position(row))
-            cu_q.append(
-                end
-            )  # the prefix lies before the first response: its queries are the first's
+            cu_q.append(end)  # so the queries of the prefix belong to the first response
             cu_k.append(cu_k[-1] + len(row))
     longest = max(len(row) for group in groups for row in group.rows)
     return Batch(

@@ -303,11 +303,11 @@ def compile_layers(
 ) -> None:
     """torch.compile the forward of each layer, inside the hooks of FSDP and of checkpointing.
 
-    Layers of one kind are one graph for all lengths, in which attention is one operator; computing
-    them again in the backward pass is a graph of its own. Where torch.compile fails, in the first
-    pass: UserError if required, else the layers run as they are, and why is printed.
+    Layers of one kind are one graph for all lengths, in which attention is one operator, also where
+    they are computed again. Where torch.compile fails, in the first pass: UserError if required,
+    else the layers run as they are, and why is printed.
     """
-    torch._dynamo.config.recompile_limit = 64  # graphs: some for each kind of layers, see above
+    torch._dynamo.config.recompile_limit = 64  # graphs: each kind of layer, with and without grad
     # sizes that are equal in the first pass (T tokens and R keys, say) need not be in the next
     torch.fx.experimental._config.use_duck_shape = False
     failed = False
@@ -321,6 +321,8 @@ def compile_layers(
             nonlocal failed
             if failed:
                 return plain(*args, **kwargs)
+            # FSDP hands over views, checkpointing does not: they would be graphs of their own
+            args = [x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args]
             try:
                 return graph(*args, **kwargs)
             except TorchDynamoException as error:

@@ -228,18 +228,19 @@ def test_a_cpu_computes_bf16_attention_in_float32():
 def test_padding_is_the_last_token_of_its_own_row():
     """Else the gradients of all padding would be added up at one token, one after the other."""
     batch = pack(make_groups(4, responses=3))
-    blocks, own = attention._padded_rows(batch.keys, batch.cu_q, batch.cu_k, heads=4)
-    rows = [row for block in blocks for row in block]
+    rows = attention.rows_of(batch.keys, batch.cu_q, batch.cu_k, heads=4)
+    tokens = torch.arange(batch.input_ids.shape[1])
+    assert torch.equal(rows.index[rows.own], tokens)
     conversations = [batch.keys[a:b].tolist() for a, b in pairwise(batch.cu_k.tolist())]
-    assert len(rows) == len(conversations) and any(
-        len(row) > len(set(row.tolist())) for row in rows
-    )
-    for row in rows:
-        padding = len(row) - len(row.unique())
-        conversation = row[: len(row) - padding].tolist()
-        assert conversation in conversations
-        assert row[len(row) - padding :].tolist() == [conversation[-1]] * padding
-    assert torch.equal(torch.cat(rows)[own], torch.arange(batch.input_ids.shape[1]))
+    found = []
+    for block in rows.gather(tokens[:, None, None].float()):  # (n, 1, L, 1)
+        for row in block[:, 0, :, 0].int().tolist():
+            conversation = sorted(set(row))
+            padding = [conversation[-1]] * (len(row) - len(conversation))
+            assert row == conversation + padding
+            found.append(conversation)
+    assert sorted(found) == sorted(conversations)
+    assert len(rows.index) > len(batch.keys)  # there is padding
 
 
 def test_blocks_of_rows_are_bounded_by_their_scores(monkeypatch):

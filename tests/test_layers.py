@@ -10,12 +10,12 @@ from conftest import REPOSITORY
 
 LAYERS = [
     ["errors", "schedule", "loss", "metrics", "model", "distributed"],
-    ["files.rows", "files.paths", "hub", "attention", "optim", "runlog"]
-    + ["diagnosis.measures", "diagnosis.text"],
+    ["files.rows", "files.paths", "hub", "attention", "optim", "runlog", "diagnosis.scale"],
     ["files.tables", "files.provenance", "cli", "loading", "export", "generation"]
+    + ["diagnosis.measures", "diagnosis.text"],
+    ["tokenization", "sharding", "diagnosis.pairs", "diagnosis.inputs"]
     + ["diagnosis.faults", "diagnosis.figures"],
-    ["tokenization", "sharding", "diagnosis.pairs", "diagnosis.inputs", "diagnosis.report"],
-    ["batching", "checkpoint"],
+    ["batching", "checkpoint", "diagnosis.report"],
     ["scoring"],
     ["diagnosis.probes"],
     ["diagnosis.run"],
