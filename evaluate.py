@@ -4,6 +4,7 @@ reads   models/<name>/ (train.py) or finished rewards (label.py), and the files 
 writes  a table on stdout; the same numbers with --json PATH; reports/<dataset>.html (diagnose)
 
 python evaluate.py match --dataset toy                      does it rank test pairs as gold does?
+python evaluate.py calibrate --dataset toy                  write a model whose margins mean that
 python evaluate.py quality --dataset toy                    did it learn its own training pairs?
 python evaluate.py diagnose --dataset toy --models rm       what is wrong with it, and why?
 python evaluate.py report --dataset toy                     another name for diagnose
@@ -24,7 +25,7 @@ from inspect import cleandoc
 from pathlib import Path
 
 from rmood.cli import opt, parse
-from rmood.diagnosis import checks, report, run, text
+from rmood.diagnosis import calibrate, checks, report, run, text
 from rmood.diagnosis.inputs import find_model, find_texts, read_gold, unless_absent
 from rmood.errors import UserError, is_main_process, run_script
 from rmood.files.paths import dataset_paths
@@ -53,6 +54,12 @@ class Match(Scoring):
     prompts_path: str = opt("{prompts}", "prompts, unless the gold file holds them")
     responses_path: str = opt("{responses}", "responses, from sample.py, unless the gold file holds them")
     min_match: float = opt(0.0, "exit with 1 where match is below this", group="exit status", at_least=0, at_most=1)
+
+@dataclass(frozen=True)
+class Calibrate(Match):
+    output_dir: str = opt("", "folder for the calibrated model; default: <model>-calibrated", group="the calibrated model")
+    factor: float = opt(0.0, "multiply the head by this instead of the fitted factor; 0: fitted", at_least=0)
+    overwrite: bool = opt(False, "replace what is already in --output-dir")
 
 @dataclass(frozen=True)
 class Quality(Scoring):
@@ -123,6 +130,31 @@ def run_match(cfg: Match) -> tuple[int, dict]:
     say(f"\n{text.verdicts(found.name, found.findings)}")
     status = is_below("match", found.numbers["match"], "--min-match", cfg.min_match)
     return status, {"gold": cfg.gold_path} | found.as_json()
+
+
+def run_calibrate(cfg: Calibrate) -> tuple[int, dict]:
+    """Write a model whose margins mean what they say: the head multiplied by one factor.
+
+    The factor is fitted on the split's pairs against gold (the slope of a logistic regression); the
+    head is linear, so all rewards are multiplied by it. The order of responses stays.
+    Exit status: 0 written, or nothing to change; 2 bad input."""
+    model = find_model(cfg.model_name, cfg.dataset)
+    rewards_paths = [cfg.rewards_path] if cfg.rewards_path else []
+    models = [] if cfg.rewards_path else [model]
+    [found] = diagnose_all(cfg, rewards_paths, models, probes=False, **options(cfg, *SCORING))
+    fitted = calibrate.calibration_of(found.rewards, found.gold)
+    say(text.calibration(found.name, fitted))
+    numbers = {"model": model, "gold": cfg.gold_path} | fitted.as_json()
+    if not cfg.factor and fitted.factor.low <= 1 <= fitted.factor.high:
+        say("\nthe interval holds 1: nothing to change (--factor writes a model all the same)")
+        return 0, numbers | {"applied": 1.0, "output_dir": None}
+    numbers["applied"] = cfg.factor or fitted.factor.value
+    numbers["output_dir"] = cfg.output_dir or f"{model.rstrip('/')}-calibrated"
+    calibrate.write_calibrated(
+        model, numbers["output_dir"], numbers["applied"], dict(numbers), cfg.overwrite
+    )
+    say(f"\n{numbers['output_dir']}: written, its head is {model}'s times {numbers['applied']:.4g}")
+    return 0, numbers
 
 
 def run_quality(cfg: Quality) -> tuple[int, dict]:
@@ -263,6 +295,7 @@ def is_below(what: str, value: float, flag: str, least: float) -> int:
 
 COMMANDS = {  # a function returns its exit status, and the numbers for --json
     "match": (Match, run_match),
+    "calibrate": (Calibrate, run_calibrate),
     "quality": (Quality, run_quality),
     "diagnose": (Diagnose, run_diagnose),
     "report": (Diagnose, run_diagnose),

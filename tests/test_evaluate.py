@@ -241,6 +241,29 @@ def test_a_model_scored_here_matches_its_own_rewards(dataset, capsys):
     assert numbers["findings"] == []
 
 
+def test_calibrate_writes_a_model_whose_rewards_are_the_factor_times_the_old_ones(
+    dataset, home, capsys
+):
+    """Gold of 9 of 12 pairs is turned round: margins are then too wide for 3 right of 12."""
+    paths = dataset_paths("toy", "test")
+    gold = [list(row) for row in read_rewards(paths["rewards"])]
+    turned = [row[::-1] if i % 3 == 0 else row for i, row in enumerate(gold)]
+    write(paths["rewards"], turned)
+    command = "calibrate --dataset toy --device cpu"
+    status, out, numbers = run(capsys, command)
+    assert status == 0 and 0 < numbers["factor"]["value"] < 1
+    applied = f"{command} --factor 0.25 --output-dir {home / 'models' / 'narrow'}"
+    status, out, numbers = run(capsys, applied)
+    assert status == 0 and numbers["applied"] == 0.25 and "narrow: written" in out
+    with pytest.raises(UserError, match="narrow: exists: pass --overwrite"):
+        main(applied)
+    before = run(capsys, "match --dataset toy --device cpu")[2]
+    after = run(capsys, f"match --dataset toy --device cpu --model-name {home}/models/narrow")[2]
+    assert after["match"] == before["match"]
+    for name in ("proxy_min", "proxy_max", "proxy_std_within"):
+        assert after[name] == pytest.approx(0.25 * before[name], rel=1e-5)
+
+
 def test_quality_on_pairs_the_model_agrees_with(dataset, capsys):
     """Every margin is above 0 by construction, and its spread is that of its own rewards."""
     command = "quality --dataset toy --num-samples 8 --model-path rm --device cpu"

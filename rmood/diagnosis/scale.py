@@ -29,8 +29,8 @@ Z = 1.959964  # of a 95% interval
 # A factor of 1.5 either way counts as calibrated: it costs at most 0.035 bits, whatever the proxy
 # knows (benchmarks/thresholds.py: normal margins of standard deviation 0.5 to 10).
 CALIBRATED = (1 / 1.5, 1.5)
-# Training bits of a proxy that has learned its training pairs. Half a bit is what calibrated margins
-# with a match of 0.85 know; a large model can memorise any pair, so it could reach 1.
+# Training bits of a proxy that has learned its training pairs. Half a bit is what calibrated
+# margins with a match of 0.85 know; a large model can memorise any pair, so it could reach 1.
 LEARNED = 0.5
 FEWEST_PROMPTS = 20  # below, more than 2 in 100 calibrated proxies would be called otherwise
 

@@ -134,6 +134,29 @@ def best_of_n(curve: list[dict]) -> str:
     )
 
 
+def calibration(name: str, found) -> str:
+    """A calibrate.Calibration of the proxy called `name`: its factor, and what it changes."""
+    factor = found.factor
+    before, after = found.loss_before, found.loss_after
+    rows = [
+        ["factor that calibrates the margins", f"{factor.value:.4g}", _bounds(factor)],
+        ["loss as the margins are", f"{before.value:.4f}", _bounds(before)],
+        ["loss at a factor of other prompts", f"{after.value:.4f}", _bounds(after)],
+        ["mean reward, times the factor", f"{found.offset:.4g}", "an offset: subtract it, or not"],
+    ]
+    return f"""{name}
+
+{aligned(rows)}
+
+what the factor changes: thresholds on rewards; the probability sigmoid(margin); PPO or RLOO with a
+    KL weight: the same run needs the weight times {factor.value:.4g}
+what it leaves: the order of responses, match, best of n, GRPO's normalised advantages"""
+
+
+def _bounds(estimate) -> str:
+    return interval(estimate.low, estimate.high)
+
+
 def checks_table(checks: list) -> str:
     """A row for each checks.Check."""
     words = {True: "pass", False: "FAIL", None: "-"}
