@@ -15,15 +15,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
 
-from tqdm import tqdm
-
 from rmood.cli import opt, parse
 from rmood.errors import UserError, run_script
-from rmood.files.provenance import check_lineage, write_run_file
+from rmood.files.provenance import (
+    allow_mismatch,
+    check_lineage,
+    why_to_keep,
+    write_run_file,
+)
 from rmood.files.rows import check_writable, write_jsonl
 from rmood.files.tables import (
     Conversation,
     check_rows,
+    describe_columns,
     iter_prompts,
     iter_responses,
     iter_rewards,
@@ -32,6 +36,9 @@ from rmood.files.tables import (
     read_responses,
     read_rewards,
 )
+from rmood.progress import progress_bar
+
+SINGLE = "prompts with a single response"  # counted like the reasons to leave a pair out
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Config:
     responses_path: str = opt("{responses}", "responses, from sample.py")
     rewards_path: str = opt("{rewards}", "gold rewards, from label.py")
     target_path: str = opt("{pairs}", "pairs to write")
+    overwrite: bool = opt(False, "replace a target that was edited, or that no run file is beside")
+    allow_mismatch: bool = opt(False, "use files that by their run files do not belong together")
     min_margin: float = opt(0.0, "leave out pairs whose gold rewards differ by less", group="pairs", at_least=0)
     drop_identical: bool = opt(False, "leave out pairs of equal texts even where gold's rewards differ")
     form: str = opt("auto", "what a line holds: pairs: chosen and rejected; groups: all responses of a prompt, which train.py computes once and trains in one step; auto: groups for more than two responses", choices=["auto", "pairs", "groups"])
@@ -51,6 +60,7 @@ class Config:
 
 def main() -> int:
     cfg = parse(Config, __doc__)
+    allow_mismatch(cfg.allow_mismatch)
     check_writable(cfg.target_path)
     has_lineage = check_lineage(
         cfg.rewards_path, prompts=cfg.prompts_path, responses=cfg.responses_path
@@ -58,8 +68,10 @@ def main() -> int:
     check_lineage(cfg.responses_path, prompts=cfg.prompts_path)
 
     counts = Counter()  # "kept", and a count for each reason to leave a pair out
-    write_jsonl(cfg.target_path, make_rows(cfg, counts))
+    keep = "" if cfg.overwrite else why_to_keep(cfg.target_path)
+    write_jsonl(cfg.target_path, make_rows(cfg, counts), keep)
 
+    single = counts.pop(SINGLE, 0)
     total = counts.total()
     kept = counts.pop("kept")
     left_out = counts
@@ -68,7 +80,12 @@ def main() -> int:
         "responses": cfg.responses_path,
         "rewards": cfg.rewards_path,
     }
-    write_run_file(cfg.target_path, cfg, inputs, pairs=kept, left_out=dict(left_out))
+    facts = {"pairs": kept, "left_out": dict(left_out), "single_responses": single}
+    write_run_file(cfg.target_path, cfg, inputs, **facts)
+    for path in inputs.values():
+        remarks = describe_columns(path)
+        if remarks:
+            print(f"{path}: {remarks}", file=sys.stderr)
     if not has_lineage:
         print(
             f"{cfg.rewards_path}: no run file beside it, "
@@ -77,6 +94,8 @@ def main() -> int:
         )
     summary = f"kept {kept:,} of {total:,} pairs; dropped {total - kept:,}"
     print(f"{summary}: {in_words(left_out)}" if left_out else summary)
+    if single:
+        print(f"{single:,} {SINGLE} make no pair")
     print(f"{cfg.target_path}: written; next: torchrun train.py --dataset {cfg.dataset}")
     return 0
 
@@ -86,22 +105,27 @@ def make_rows(cfg: Config, counts: Counter) -> Iterator[dict]:
 
     None of the files is ever whole in memory, except rewards in record form.
     """
-    records = read_records(cfg.rewards_path)  # None: rewards alone
+    records = read_records(cfg.rewards_path, ragged=True)  # None: rewards alone
     rows = zip_longest(
         iter_prompts(cfg.prompts_path),
-        iter_responses(cfg.responses_path),
-        iter_rewards(cfg.rewards_path),
+        iter_responses(cfg.responses_path, ragged=True),
+        iter_rewards(cfg.rewards_path, ragged=True),
     )
-    rows = tqdm(rows, desc="pairing", unit="prompt", delay=2)
+    rows = progress_bar(rows, desc="pairing", unit="prompt")
     for index, (prompt, responses, rewards) in enumerate(rows):
         if prompt is None or responses is None or rewards is None:  # a file ended before the others
             check_lengths(cfg)
-        check_row(cfg, responses, rewards)
+        if len(rewards) != len(responses):
+            raise UserError(
+                f"{cfg.rewards_path}: row {index} has {len(rewards)} rewards for "
+                f"{len(responses)} responses: rerun label.py, or pass the matching file"
+            )
         if records and (records[0][index] != prompt or records[1][index] != responses):
             raise UserError(
                 f"{cfg.rewards_path}: row {index} holds another text than {cfg.responses_path}: "
                 "pass the responses that were labelled"
             )
+        counts[SINGLE] += len(responses) == 1
         pairs = choose_pairs(cfg, responses, rewards, counts)
         if cfg.form == "groups" or (cfg.form == "auto" and len(responses) > 2):
             if pairs:
@@ -115,9 +139,15 @@ def make_rows(cfg: Config, counts: Counter) -> Iterator[dict]:
                 "rejected_reward": rewards[loser],
                 "index": index,
             }
+    total = counts.total() - counts[SINGLE]
+    if not counts["kept"] and counts[SINGLE] and not total:
+        raise UserError(
+            f"{cfg.responses_path}: one response per prompt makes no pair: "
+            "rerun sample.py with --num-responses 2"
+        )
     if not counts["kept"]:
         raise UserError(
-            f"{cfg.rewards_path}: no pair is left of {counts.total():,} ({in_words(counts)}): "
+            f"{cfg.rewards_path}: no pair is left of {total:,} ({in_words(counts)}): "
             "check the rewards, or lower --min-margin"
         )
 
@@ -145,25 +175,11 @@ def group_row(prompt: Conversation, responses: list[str], rewards: list[float], 
     return row | {"pairs": [[winner + 1, loser + 1] for winner, loser in pairs]}
 
 
-def check_row(cfg: Config, responses: list[str], rewards: list[float]) -> None:
-    """Raise UserError unless there are two responses or more, and a reward for each."""
-    if len(responses) < 2:
-        raise UserError(
-            f"{cfg.responses_path}: one response per prompt makes no pair: "
-            "rerun sample.py with --num-responses 2"
-        )
-    if len(rewards) != len(responses):
-        raise UserError(
-            f"{cfg.rewards_path}: {len(rewards)} rewards for {len(responses)} responses per row: "
-            "rerun label.py, or pass the matching file"
-        )
-
-
 def check_lengths(cfg: Config) -> None:
     """Raise UserError where one file has fewer rows than another."""
     prompts = read_prompts(cfg.prompts_path)
-    responses = read_responses(cfg.responses_path)
-    rewards = read_rewards(cfg.rewards_path)
+    responses = read_responses(cfg.responses_path, ragged=True)
+    rewards = read_rewards(cfg.rewards_path, ragged=True)
     check_rows(
         cfg.responses_path, responses, "prompts", prompts, cfg.prompts_path, "rerun sample.py"
     )
@@ -192,7 +208,7 @@ def conversation(prompt: Conversation, response: str) -> Conversation:
 
 
 def in_words(left_out: Counter) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+    return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
 
 
 if __name__ == "__main__":

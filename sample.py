@@ -21,11 +21,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import rmood  # noqa: F401  first: it sets what torch reads when it is imported
+
+# isort: split
 import torch
 from tqdm import tqdm
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -34,20 +38,30 @@ from rmood.cli import opt, parse
 from rmood.errors import UserError, one_line, run_script
 from rmood.files.provenance import (
     Journal,
-    read_run_file,
+    allow_mismatch,
+    content_hash,
     read_shards,
     sha256,
     shard_of,
+    stands_already,
     write_run_file,
     write_shard,
 )
 from rmood.files.rows import check_writable, write_json
-from rmood.files.tables import Conversation, read_prompts
+from rmood.files.tables import Conversation, local_path, read_prompts
 from rmood.generation import end_tokens, generate, load_causal_lm
 from rmood.hub import model_commit, model_folder
 from rmood.loading import check_token_ids
+from rmood.progress import progress_bar
 from rmood.scoring import DTYPES
-from rmood.tokenization import encode, load_tokenizer, render, template_sha256
+from rmood.tokenization import (
+    accepted_turns,
+    encode_rendered,
+    load_tokenizer,
+    render,
+    rendered_sha256,
+    template_sha256,
+)
 
 COPY = "RMOOD_SAMPLE_COPY"  # set in the processes of --data-parallel-size: the number of the copy
 # Prompts per chunk. vLLM waits for the longest response of a chunk, so it wants few chunks.
@@ -62,7 +76,10 @@ class Config:
     model_name: str = opt("{sft}", "the model to sample from: a folder, or owner/model or owner/model@revision on the hub")
     prompts_path: str = opt("{prompts}", "prompts to answer")
     target_path: str = opt("{responses}", "where the responses are written")
-    chat_template: str = opt("", "file with a chat template (Jinja), for a tokenizer that has none")
+    chat_template: str = opt("", "file with a chat template (Jinja), in place of the tokenizer's own")
+    template_kwargs: str = opt("", "JSON of variables that the chat template reads, such as '{\"enable_thinking\": false}'; pass the same to label.py and train.py")
+    overwrite: bool = opt(False, "replace a target that another model, other settings or other prompts made")
+    allow_mismatch: bool = opt(False, "use files that by their run files do not belong together")
     num_responses: int = opt(2, "responses per prompt", group="responses", at_least=1)
     temperature: float = opt(1.0, "0 is greedy, for a single response", at_least=0)
     top_p: float = opt(1.0, "nucleus sampling: draw from the likeliest tokens that have this probability together", above=0, at_most=1)
@@ -85,7 +102,7 @@ class Prompts:
     """The prompts of the file, row by row, in the forms that the backends need."""
 
     messages: list[Conversation]
-    ids: list[list[int]]  # with the generation prompt of the chat template
+    ids: list[array]  # with the generation prompt of the chat template
     max_new_tokens: list[int]  # per response
 
 
@@ -95,6 +112,7 @@ SampleChunk = Callable[[list[int], tqdm], list[dict]]
 
 def main() -> int:
     config = parse(Config, __doc__)
+    allow_mismatch(config.allow_mismatch)
     check_settings(config)
     messages = read_prompts(config.prompts_path)
     check_writable(config.target_path)
@@ -104,19 +122,18 @@ def main() -> int:
 
     # What the texts depend on (but for rounding): the journal and a finished file are held to it.
     target, share = shard_of(config.target_path, config.shard, len(messages))
-    tokenizer = load_tokenizer(config.model_name, config.chat_template)
+    tokenizer = load_tokenizer(config.model_name, config.chat_template, config.template_kwargs)
     backend, why = choose_backend(config)
     facts = {
         "template_sha256": template_sha256(tokenizer),
         "weights_sha256": weights_sha256(config.model_name),
         "backend": backend,
     }
-    work = sampling_settings(config) | facts | {"prompts": sha256(config.prompts_path)}
-    if Path(target).exists():
-        if is_result_of(target, work):
-            say(f"{target}: already exists, made with these settings and inputs: nothing to do")
-            return 0
-        say(f"{target}: not the result of these settings and inputs: it will be replaced")
+    inputs = {"prompts": local_path(config.prompts_path)}
+    work = sampling_settings(config) | facts | {"prompts": content_hash(inputs["prompts"])}
+    if stands_already(target, work, inputs, config.overwrite):
+        say(f"{target}: already exists, made with these settings and inputs: nothing to do")
+        return 0
 
     say(f"backend: {backend} ({why})")
     prompts = prepare_prompts(config, messages, tokenizer)
@@ -136,7 +153,8 @@ def main() -> int:
         return 1
     if copy is None:
         results = {row: journal.done[row] for row in sorted(order)}
-        write_target(config, target, facts | {"backend_because": why, "work": work}, results)
+        facts |= {"backend_because": why, "rendered_sha256": rendered_sha256(tokenizer)}
+        write_target(config, target, facts | {"work": work}, results)
         journal.delete(target)
     return 0
 
@@ -169,7 +187,12 @@ def sampling_settings(config: Config) -> dict:
 
 
 def merge_shards(config: Config, rows: int) -> None:
+    overwrite = config.overwrite
     config, facts, results = read_shards(config, rows, prompts=config.prompts_path)
+    inputs = {"prompts": local_path(config.prompts_path)}
+    if stands_already(config.target_path, facts["work"], inputs, overwrite):
+        say(f"{config.target_path}: already exists, made of these shards: nothing to do")
+        return
     write_target(config, config.target_path, facts, dict(enumerate(results)))
 
 
@@ -236,37 +259,29 @@ def model_config(name: str) -> PretrainedConfig:
         )
 
 
-def is_result_of(path: str, work: dict) -> bool:
-    """Is the file, unchanged, what a run with these settings and inputs wrote?"""
-    run = read_run_file(path) or {}
-    return run.get("work") == work and run["output"]["sha256"] == sha256(path)
-
-
 def prepare_prompts(
     config: Config, messages: list[Conversation], tokenizer: PreTrainedTokenizerBase
 ) -> Prompts:
     """Render and tokenize the prompts, and print the first exactly as the model sees it."""
-    texts = []
-    for row, prompt in enumerate(messages):
-        name = f"{config.prompts_path}: row {row}"
-        texts.append(render(prompt, tokenizer, add_generation_prompt=True, name=name))
-    ids = encode(texts, tokenizer)
+    names = [f"{config.prompts_path}: row {row}" for row in range(len(messages))]
+    ids = encode_rendered(messages, tokenizer, names, add_generation_prompt=True)
+    first = render(messages[0], tokenizer, add_generation_prompt=True)
     say(
-        f"the first prompt, exactly as the model sees it ({len(ids[0])} tokens):\n"
-        f"{texts[0]}⟦response⟧"
+        f"the first prompt, exactly as the model sees it ({len(ids[0])} tokens):\n{first}⟦response⟧"
     )
     # Some templates (Qwen3's) write more before a finished response than before one to be sampled.
     answered = [*messages[0], {"role": "assistant", "content": "⟦response⟧"}]
     before_scored, _, _ = render(answered, tokenizer).rpartition("⟦response⟧")
-    if before_scored != texts[0]:
+    if before_scored != first:
         say(
             f"note: later stages score a response after {before_scored[-40:]!r}, "
-            f"as this template writes it, not after {texts[0][-40:]!r}"
+            f"as this template writes it, not after {first[-40:]!r}"
         )
+    messages = [accepted_turns(prompt, tokenizer) for prompt in messages]
     return Prompts(messages, ids, new_token_limits(config, ids))
 
 
-def new_token_limits(config: Config, ids: list[list[int]]) -> list[int]:
+def new_token_limits(config: Config, ids: list[array]) -> list[int]:
     """New tokens that a response to each prompt may have: --max-tokens, or what the prompt leaves
     of the model's context. Raises UserError where a prompt leaves nothing."""
     text_config = model_config(config.model_name).get_text_config()
@@ -314,12 +329,11 @@ def sample_chunks(
     left = sum(map(len, todo)) * config.num_responses
     if left < total:
         say(f"resuming: {total - left:,} of {total:,} responses were finished before")
-    with tqdm(
+    with progress_bar(
         total=total,
         initial=total - left,
         desc="sampling",
         unit="response",
-        mininterval=1,
         disable=os.environ.get(COPY, "0") != "0",
     ) as bar:
         for chunk in todo:
@@ -354,7 +368,7 @@ def start_transformers(
         try:
             token_rows = generate(
                 model,
-                [prompts.ids[row] for row in chunk],
+                [prompts.ids[row].tolist() for row in chunk],
                 [prompts.max_new_tokens[row] for row in chunk],
                 draw_uniforms(config, chunk).to(device),
                 ends,
@@ -412,6 +426,12 @@ def start_vllm(config: Config, prompts: Prompts, tokenizer: PreTrainedTokenizerB
     if on_cpu:
         # vLLM 0.32 on a CPU fails on a seeded prompt that is prefilled in parts.
         settings["enable_chunked_prefill"] = False
+    for row, messages in enumerate(prompts.messages):
+        if messages[0].get("tools"):
+            raise UserError(
+                f"{config.prompts_path}: row {row} has tools, which vLLM takes only for all "
+                "prompts together: use --backend transformers"
+            )
     say("starting vLLM (up to some minutes)")
     try:
         llm = LLM(
@@ -448,10 +468,10 @@ def start_vllm(config: Config, prompts: Prompts, tokenizer: PreTrainedTokenizerB
             outputs = llm.chat(
                 [prompts.messages[row] for row in chunk],
                 params,
-                chat_template=tokenizer.chat_template,
+                chat_template=tokenizer.get_chat_template(),
                 chat_template_content_format="string",
                 add_generation_prompt=True,
-                use_tqdm=functools.partial(tqdm, leave=False, mininterval=1, disable=bar.disable),
+                use_tqdm=functools.partial(progress_bar, disable=bar.disable),
             )
         except EngineDeadError as error:
             raise UserError(
@@ -534,7 +554,7 @@ def write_target(config: Config, target: str, facts: dict, results: dict[int, di
         "truncated_share": share,
         "finish": [" ".join(row["finish"]) for row in rows],
     }
-    inputs = {"prompts": config.prompts_path, "chat_template": config.chat_template}
+    inputs = {"prompts": local_path(config.prompts_path), "chat_template": config.chat_template}
     write_run_file(target, config, inputs, **facts | finish)
     print(
         f"{target}: {len(rows):,} prompts x {config.num_responses} responses; "

@@ -15,31 +15,20 @@ The same algorithm in one naive file: examples/minimal.py.
 """
 
 import json
-import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same setting
-    # CUDA memory in pieces that can grow, as passes differ in size; read when torch is imported
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+import rmood  # noqa: F401  first: it sets what torch reads when it is imported
 
+# isort: split
 import numpy as np
 import torch
-from tqdm import tqdm
+import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
 from rmood import distributed
-from rmood.batching import (
-    LAYOUTS,
-    Batch,
-    Group,
-    check_budget,
-    epoch_order,
-    largest_planned_pass,
-    plan_step,
-)
+from rmood.batching import LAYOUTS, Batch, Group, epoch_order, largest_planned_pass, plan_step
 from rmood.checkpoint import (
     CheckpointWriter,
     checkpoint_path,
@@ -50,27 +39,60 @@ from rmood.checkpoint import (
     step_of,
 )
 from rmood.cli import opt, parse
-from rmood.distributed import Process, to_device
+from rmood.diagnosis.curve import Curve, is_softened, learning_curve
+from rmood.diagnosis.rates import rates_around
+from rmood.distributed import Process
 from rmood.errors import UserError, is_main_process, run_script
-from rmood.export import model_card, save_reward_model
+from rmood.evaluation import (
+    as_json,
+    curve_lines,
+    describe,
+    held_out_files,
+    learned,
+    losses_for,
+    pair_numbers,
+    remarks,
+    score_pairs,
+    size_of_sample,
+    update_best,
+    why_stopped,
+)
+from rmood.export import discard_kept_models, model_card, save_reward_model
 from rmood.files.provenance import check_lineage, lock, run_facts
 from rmood.files.rows import check_writable
-from rmood.files.tables import Pair, describe_pairs, read_pairs
+from rmood.files.tables import describe_pairs, local_path, mix_in, read_pairs, split_weight
 from rmood.hub import model_commit
-from rmood.loading import check_token_ids, fill, meta_reward_model
+from rmood.loading import check_token_ids, fill, meta_reward_model, weights_fingerprint
+from rmood.lora import add_adapters
 from rmood.loss import loss_equation, pair_losses
-from rmood.metrics import HEALTHY, pair_metrics
 from rmood.model import RewardModel
-from rmood.optim import UpdateMeter, build_optimizer, clip_gradients, fill_moments
+from rmood.optim import (
+    UpdateMeter,
+    build_optimizer,
+    clip_gradients,
+    fill_moments,
+    trained_parameters,
+)
+from rmood.pairset import (
+    EMPTY_PASS,
+    PairSet,
+    StepValues,
+    draw,
+    hold_out,
+    measure,
+    tokenize,
+)
+from rmood.progress import progress_bar
+from rmood.rate_probe import probe_rates, write_report
 from rmood.runlog import RunLog, discard_log
 from rmood.schedule import learning_rate, warmup_steps
-from rmood.scoring import score_groups
 from rmood.sharding import (
     PRECISIONS,
     compile_layers,
     decoder_layers,
     default_precision,
     fit_into_gpu,
+    frozen_dtype,
     layers_asked_for,
     recompute_layers,
     shard,
@@ -78,12 +100,12 @@ from rmood.sharding import (
 )
 from rmood.tokenization import (
     choose_pad_token,
-    encode_rendered,
-    leave_out_long,
     load_tokenizer,
+    say_other_template_kwargs,
     show_row,
-    template_sha256,
+    template_facts,
 )
+from rmood.trajectories import add_epoch
 
 
 @dataclass(frozen=True)
@@ -91,18 +113,27 @@ class Config:
     # fmt: off
     dataset: str = opt("alpacafarm", "sets every default path at once", group="data and model")
     model_name: str = opt("{sft}", "start from this causal LM or sequence classifier: a folder, or owner/model or owner/model@revision on the hub")
-    data_path: str = opt("{pairs}", "training pairs, from preprocess.py")
+    data_path: str = opt("{pairs}", "training pairs, from preprocess.py: a file, a folder of datasets.save_to_disk, or owner/name[@revision][:split] on the hub")
+    mix: list[str] = opt([], "further training pairs, each FILE or FILE:WEIGHT, how often an epoch has them: 0.5 for the pairs of half the prompts, 3 for each pair three times")
     output_dir: str = opt("{proxy}", "folder for the trained model")
-    eval_path: str = opt("", "held-out pairs, evaluated at the end of each epoch")
+    eval_path: list[str] = opt([], "held-out pairs, evaluated at the end of each epoch: a file, or several with names of their own, NAME=FILE NAME=FILE; the first one counts for --keep-best and --early-stop")
     eval_share: float = opt(0.0, "without --eval-path: hold out this share of the prompts", at_least=0, at_most=0.5)
-    chat_template: str = opt("", "Jinja file, for a tokenizer that has no chat template of its own")
+    eval_every: int = opt(0, "also evaluate the held-out pairs every so many steps; 0: at the end of each epoch alone", at_least=0)
+    train_sample: int = opt(500, "training pairs to score after each epoch, at most a quarter of them (at most 8% of an epoch's work); 0: none", at_least=0)
+    chat_template: str = opt("", "Jinja file, in place of the tokenizer's own chat template")
+    template_kwargs: str = opt("", "JSON of variables that the chat template reads, such as '{\"enable_thinking\": false}'; they are kept in the saved model's template")
     max_length: int = opt(2048, "longest conversation in tokens; pairs with a longer one are left out", at_least=8)
     overwrite: bool = opt(False, "replace what is already in --output-dir", group="checkpoints")
     resume: str = opt("no", "auto: resume from the newest checkpoint in --output-dir, if there is one", choices=["no", "auto"])
     save_every: int = opt(0, "steps between checkpoints; 0: one at the end of each epoch", at_least=0)
     save_minutes: float = opt(0.0, "also save a checkpoint when the last one is this many minutes old; 0: off", at_least=0)
     keep: int = opt(1, "number of checkpoints to keep while training", at_least=1)
-    lr: float = opt(5e-5, "peak learning rate; at 5e-6 a 4B model's rewards stay compressed", group="optimization", above=0)
+    keep_epochs: bool = opt(False, "keep the model of each epoch, in epoch-1/ and so on, for evaluate.py epochs")
+    keep_best: str = opt("no", "keep the model of the best evaluation in best/, by the loss of the held-out pairs, or by bits: what it knows of them whatever its scale", choices=["no", "eval_loss", "eval_bits"])
+    early_stop: int = opt(0, "end the run after this many evaluations in a row without an improvement beyond noise, by --keep-best's metric (eval_loss where that is no); 0: never", at_least=0)
+    lr: float = opt(5e-5, "peak learning rate; published recipes differ by a factor of 100, and --rate-probe 6 measures which rates suit this model and these pairs", group="optimization", above=0)
+    rate_probe: int = opt(0, "instead of training, try this many rates around --lr, a factor of 3.2 apart, from the same start and on the same pairs, and report the loss of each; 0: train", at_least=0, at_most=20)
+    rate_probe_steps: int = opt(40, "steps for each rate of --rate-probe", at_least=4)
     epochs: int = opt(2, "passes over the pairs", at_least=1)
     batch_size: int = opt(64, "pairs (or groups of responses, where the data holds groups) per optimizer step, over all processes and passes (label.py and sample.py count prompts)", at_least=1)
     warmup_ratio: float = opt(0.05, "share of the steps in which the rate rises to its peak", at_least=0, at_most=1)
@@ -110,6 +141,8 @@ class Config:
     weight_decay: float = opt(0.0, "AdamW's weight decay, on matrices only", at_least=0)
     max_grad_norm: float = opt(1.0, "gradients are scaled down to this common norm", above=0)
     max_bad_steps: int = opt(3, "stop after this many steps in a row with a reward, loss or gradient that is not finite", at_least=1)
+    lora_rank: int = opt(0, "train adapters of this rank beside the layers' matrices instead of all weights (LoRA), merged when the model is saved: then a rate about 10 times higher, such as --lr 5e-4; 0: all weights", at_least=0)
+    lora_alpha: float = opt(32.0, "with --lora-rank: the adapters' share of a matrix is multiplied by this over the rank", above=0)
     margin_scale: float = opt(0.0, "subtract this times gold's margin from the margin before the loss (Touvron et al. 2023, eq. 2)", group="loss", at_least=0)
     label_temperature: float = opt(0.0, "soft labels sigmoid(gold_margin / temperature); 0: hard labels", at_least=0)
     label_smoothing: float = opt(0.0, "share of labels taken to be wrong", at_least=0, at_most=0.49)
@@ -123,45 +156,9 @@ class Config:
     replicas: int = opt(1, "copies of the sharded model, for example one per node: gather weights only within a copy (HSDP)", at_least=1)
     log_every: int = opt(10, "steps between measures of the update and of gradients by kind (more often in short runs: at least ten times per run); loss and rewards are logged every step", group="log and seed", at_least=1)
     trace: int = opt(0, "show every number of a few pairs for the first N steps", at_least=0)
-    seed: int = opt(0, "seed for the new head, the order of the pairs and the held-out prompts", at_least=0)
+    seed: int = opt(0, "seed for the new head, the order of the pairs, the held-out prompts and the sample of training pairs", at_least=0)
     device: str = opt("auto", "auto: CUDA where there is one", choices=["auto", "cuda", "cpu"])
     # fmt: on
-
-
-@dataclass(frozen=True)
-class PairSet:
-    """P pairs, and the groups in which they are computed: a group is one prompt with K responses.
-
-    A pair by itself is a group with K = 2. Of more responses each is computed once, whatever the
-    number of its pairs, and all pairs of a prompt are in one step (Ouyang et al. 2022, section
-    3.5).
-    """
-
-    pairs: list[Pair]
-    groups: list[Group]
-    pairs_of_group: list[list[int]]  # group -> its pairs
-    sides: np.ndarray  # (P, 2) chosen and rejected, by their rows in the group
-    gold: torch.Tensor | None  # (P,) gold's margins, where every pair has them
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def pairs_of(self, groups: Sequence[int]) -> list[int]:
-        return [pair for group in groups for pair in self.pairs_of_group[group]]
-
-    def rows_of(self, groups: Sequence[int]) -> torch.Tensor:
-        """(B, 2) where the rewards of these groups' pairs are among the rewards of one pass."""
-        rows = []
-        first = 0
-        for group in groups:
-            rows.append(first + self.sides[self.pairs_of_group[group]])
-            first += len(self.groups[group].rows)
-        return torch.from_numpy(np.concatenate(rows))
-
-    def gold_of(self, pairs: torch.Tensor) -> torch.Tensor | None:
-        """(B,) gold's margins of these pairs; both on the device."""
-        return None if self.gold is None else self.gold[pairs]
 
 
 @dataclass(frozen=True)
@@ -172,7 +169,6 @@ class Run:
     process: Process
     tokenizer: PreTrainedTokenizerBase
     data: PairSet
-    held_out: PairSet  # perhaps empty
     model: RewardModel
     optimizer: torch.optim.Optimizer
     precision: str
@@ -180,6 +176,22 @@ class Run:
     epoch_steps: int
     total_steps: int
     warmup: int
+    held_out: dict[str, PairSet] = field(default_factory=dict)  # part of the log -> its pairs
+    train_sample: PairSet | None = None  # training pairs that are scored after each epoch
+
+    def rate(self, step: int) -> float:
+        floor = self.cfg.lr * self.cfg.min_lr_ratio
+        return learning_rate(step, self.total_steps, self.warmup, self.cfg.lr, floor)
+
+    @property
+    def judged(self) -> PairSet | None:
+        """The held-out pairs that --keep-best and --early-stop go by."""
+        return next(iter(self.held_out.values()), None)
+
+    @property
+    def metric(self) -> str:
+        """What these two compare evaluations by."""
+        return "eval_loss" if self.cfg.keep_best == "no" else self.cfg.keep_best
 
 
 @dataclass
@@ -191,12 +203,11 @@ class State:
     bad_steps: int = 0  # steps in a row that were not finite
     center: float = 0.0  # mean reward of the last step, for --centring
     results: dict = field(default_factory=dict)  # "epoch 1" -> {"running": ..., "eval": ...}
-
-
-# Under FSDP all processes must run as many passes: gathering a layer's weights is a collective, so
-# one that ran fewer would make the others wait for ever. A process that has no group left runs this
-# with weight 0. It holds no real pair: of one whose loss is not finite, 0 * loss would be NaN.
-EMPTY_PASS = [Group([[0], [0]])]
+    best: dict = field(default_factory=dict)  # of the evaluations so far: evaluation.update_best
+    reference: torch.Tensor = field(  # (H,) losses of the judged pairs at best["reference_step"]
+        default_factory=lambda: torch.zeros(0, dtype=torch.float64)
+    )
+    stopped: str = ""  # why --early-stop ends the run
 
 
 def main() -> int:
@@ -208,6 +219,8 @@ def main() -> int:
             print(f"{cfg.output_dir}: the run is finished")
         return 0
     run = prepare(cfg)
+    if cfg.rate_probe:
+        return probe(run)
     process, data, model, optimizer = run.process, run.data, run.model, run.optimizer
     group_tokens = [group.tokens for group in data.groups]
     state = begin_or_resume(run)
@@ -246,8 +259,7 @@ def main() -> int:
 
         # step: clip, rate, update
         norms = clip_gradients(model, cfg.max_grad_norm, process, cfg.replicas)
-        floor = cfg.lr * cfg.min_lr_ratio
-        rate = learning_rate(step, run.total_steps, run.warmup, cfg.lr, floor)
+        rate = run.rate(step)
         for param_group in optimizer.param_groups:
             param_group["lr"] = rate
         meter = UpdateMeter(model) if is_measured(run, step) else None  # samples the weights now
@@ -264,24 +276,35 @@ def main() -> int:
         if is_finite:
             log_step(run, state, step, rate, values, norms, meter, log, progress)
 
-        # end of epoch: measure, export
+        # evaluate: held-out pairs, and after an epoch some training pairs; perhaps stop early
         end_of_epoch = position == run.epoch_steps - 1
-        if end_of_epoch:
-            measure_epoch(run, state, epoch + 1, log)
+        if end_of_epoch or is_evaluated(run, step):
+            evaluate(run, state, epoch + 1, end_of_epoch, log)
+            if cfg.keep_best != "no" and state.best["step"] == step:
+                export(run, state, "best")
+            progress.restart()
+        is_last = step == run.total_steps or state.stopped != ""
+
+        # end of epoch: export
+        if end_of_epoch or is_last:
             export(run, state)
+            if cfg.keep_epochs and end_of_epoch:
+                export(run, state, f"epoch-{epoch + 1}")
             progress.restart()
 
         # save
-        stop = signalled(signals, process)
-        if step < run.total_steps and (stop or checkpoint_due.at(step, end_of_epoch)):
+        interrupted = signalled(signals, process)
+        if not is_last and (interrupted or checkpoint_due.at(step, end_of_epoch)):
             writer.save(model, optimizer, state, run.facts)
         writer.check()
-        if stop and step < run.total_steps:
+        if interrupted and not is_last:
             leave(run, writer, log, signals)
+        if is_last:
+            break
 
     progress.close()
     log.close()
-    finish(run, writer)
+    finish(run, state, writer)
     return 0
 
 
@@ -292,7 +315,7 @@ def check_output(cfg: Config) -> None:
     """Raise UserError rather than replace a run unasked, or train what cannot be written."""
     folder = cfg.output_dir
     check_writable(f"{folder}/metrics.jsonl")
-    if cfg.overwrite or cfg.resume == "auto":
+    if cfg.overwrite or cfg.resume == "auto" or cfg.rate_probe:
         return
     if checkpoints(folder):
         raise UserError(
@@ -308,18 +331,37 @@ def check_output(cfg: Config) -> None:
 def prepare(cfg: Config) -> Run:
     """Read the pairs, load and shard the model, plan the steps."""
     check_lineage(cfg.data_path)
-    pairs = read_pairs(cfg.data_path)
-    what_was_read = describe_pairs(cfg.data_path, pairs)
-    if cfg.eval_path:
-        held_out_pairs = read_pairs(cfg.eval_path)
-        what_was_read += "\n" + describe_pairs(cfg.eval_path, held_out_pairs)
-    else:
-        pairs, held_out_pairs = hold_out(pairs, cfg)
+    all_pairs = read_pairs(cfg.data_path)
+    what_was_read = [describe_pairs(cfg.data_path, all_pairs)]
+    pairs = all_pairs
+    for source in cfg.mix:
+        pairs, words = mix_in(pairs, source, cfg.seed)
+        what_was_read.append(words)
+    held_out_pairs = {}
+    eval_files = held_out_files(cfg.eval_path)
+    for part, file in eval_files.items():
+        held_out_pairs[part] = read_pairs(file)
+        what_was_read.append(describe_pairs(file, held_out_pairs[part]))
+    if not eval_files and cfg.eval_share:
+        pairs, held_out_pairs["eval"] = hold_out(pairs, cfg.eval_share, cfg.seed, cfg.data_path)
+    needs_held_out = cfg.eval_every or cfg.early_stop or cfg.keep_best != "no"
+    if needs_held_out and not any(held_out_pairs.values()):
+        raise UserError(
+            "--eval-every, --keep-best and --early-stop need held-out pairs: pass --eval-path "
+            "FILE, or --eval-share 0.05"
+        )
     process = distributed.start(cfg.device)
-    process.print(what_was_read)
-    tokenizer = load_tokenizer(cfg.model_name, cfg.chat_template)
-    data = tokenize(pairs, tokenizer, cfg, process, "pairs")
-    held_out = tokenize(held_out_pairs, tokenizer, cfg, process, "held-out pairs")
+    process.print("\n".join(what_was_read))
+    with process.local_main_first():  # one process of each machine fetches the model
+        tokenizer = load_tokenizer(cfg.model_name, cfg.chat_template, cfg.template_kwargs)
+    say_other_template_kwargs(tokenizer, cfg.template_kwargs, cfg.data_path)
+    limits = (cfg.max_length, cfg.tokens_per_pass, process)
+    data = tokenize(pairs, tokenizer, *limits, "pairs")
+    held_out = {}
+    for part, of_part in held_out_pairs.items():
+        if of_part:
+            held_out[part] = tokenize(of_part, tokenizer, *limits, "held-out pairs")
+    sample = draw(data, size_of_sample(len(data), cfg.train_sample), cfg.seed)
     shown = show_row(data.pairs[0].chosen, tokenizer)
     process.print(f"the first chosen conversation, as the model reads it:\n{shown}")
     if data.gold is None and (cfg.margin_scale or cfg.label_temperature):
@@ -329,7 +371,8 @@ def prepare(cfg: Config) -> Run:
         )
 
     precision = default_precision(process) if cfg.precision == "auto" else cfg.precision
-    model = build_model(cfg, precision, tokenizer, [*data.groups, *held_out.groups], process)
+    groups = [group for pair_set in (data, *held_out.values()) for group in pair_set.groups]
+    model = build_model(cfg, precision, tokenizer, groups, process)
     shard_index = shards_of(model).index  # replicas of a shard must round alike
     optimizer = build_optimizer(
         model, precision, cfg.lr, cfg.weight_decay, seed=cfg.seed + shard_index
@@ -339,29 +382,34 @@ def prepare(cfg: Config) -> Run:
     total_steps = epoch_steps * cfg.epochs
     warmup = warmup_steps(total_steps, cfg.warmup_ratio)
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in trained_parameters(model).values())
     process.print(
-        f"{parameters:,} parameters on {process.world_size} x {process.device.type}, "
-        f"precision {precision}; {total_steps} steps, {warmup} of them warmup"
+        f"{trained:,} of {parameters:,} parameters are trained on "
+        f"{process.world_size} x {process.device.type}, precision {precision}; "
+        f"{total_steps} steps, {warmup} of them warmup"
     )
-    inputs = {
-        "pairs": cfg.data_path,
-        "eval_pairs": cfg.eval_path,
-        "chat_template": cfg.chat_template,
-    }
+    inputs = {"pairs": local_path(cfg.data_path), "chat_template": cfg.chat_template}
+    for number, source in enumerate(cfg.mix, 2):
+        inputs[f"pairs_{number}"] = local_path(split_weight(source)[0])
+    for part, file in eval_files.items():
+        inputs[part.replace("eval", "eval_pairs", 1)] = local_path(file)
+    number_of = {id(pair): number for number, pair in enumerate(all_pairs)}
     facts = run_facts(cfg, inputs) | {
         "model_commit": model_commit(cfg.model_name),
-        "template_sha256": template_sha256(tokenizer),
+        **template_facts(tokenizer),
+        "weights_fingerprint": weights_fingerprint(cfg.model_name),
         "pairs": len(data),
         **({"groups": len(data.groups)} if data.pairs[0].group is not None else {}),
-        "held_out_pairs": len(held_out),
+        "held_out_pairs": sum(map(len, held_out.values())),
         "world_size": process.world_size,
+        # which pairs of the file results have under "train": evaluate.py diagnose reads them again
+        "train_sample": [number_of[id(p)] for p in sample.pairs if id(p) in number_of],
     }
     return Run(
         cfg,
         process,
         tokenizer,
         data,
-        held_out,
         model,
         optimizer,
         precision,
@@ -369,84 +417,16 @@ def prepare(cfg: Config) -> Run:
         epoch_steps,
         total_steps,
         warmup,
+        held_out,
+        sample,
     )
-
-
-def hold_out(pairs: list[Pair], cfg: Config) -> tuple[list[Pair], list[Pair]]:
-    """(training pairs, held-out pairs): all pairs of --eval-share of the *prompts* are held out."""
-    if not cfg.eval_share:
-        return pairs, []
-    prompts = sorted({pair.prompt_key for pair in pairs})
-    order = np.random.default_rng(cfg.seed).permutation(len(prompts))
-    held_out = {prompts[i] for i in order[: round(len(prompts) * cfg.eval_share)]}
-    train_pairs = [pair for pair in pairs if pair.prompt_key not in held_out]
-    if not train_pairs:
-        raise UserError(f"{cfg.data_path}: no pairs are left to train on: lower --eval-share")
-    return train_pairs, [pair for pair in pairs if pair.prompt_key in held_out]
-
-
-def tokenize(pairs: list[Pair], tokenizer, cfg: Config, process: Process, what: str) -> PairSet:
-    """Pairs with a conversation over --max-length are left out, and counted."""
-    if not pairs:
-        return PairSet([], [], [], np.empty((0, 2), dtype=int), None, process.device)
-    conversations = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
-    names = [pair.where for pair in pairs for _ in range(2)]
-    rows = encode_rendered(conversations, tokenizer, names)
-    rows_of_pairs = [list(both) for both in zip(rows[::2], rows[1::2])]
-    short = leave_out_long(rows_of_pairs, cfg.max_length)
-    kept = [pairs[i] for i in short]
-    groups, pairs_of_group, sides = group_pairs(kept, [rows_of_pairs[i] for i in short])
-    if not kept:
-        raise UserError(
-            f"all {len(pairs):,} {what} are longer than {cfg.max_length} tokens: raise --max-length"
-        )
-    names = [kept[members[0]].where for members in pairs_of_group]
-    check_budget(groups, cfg.tokens_per_pass, "the pair at", names)
-    both = sum(len(row) for group in groups for row in group.rows)
-    unique = sum(group.tokens for group in groups)
-    process.print(
-        f"kept {len(kept):,} of {len(pairs):,} {what}; "
-        f"dropped {len(pairs) - len(kept):,}: over {cfg.max_length} tokens; "
-        f"{both:,} tokens, {unique:,} with shared prompts computed once"
-    )
-    gold = gold_margins(kept, process)
-    return PairSet(kept, groups, pairs_of_group, sides, gold, process.device)
-
-
-def group_pairs(pairs: list[Pair], rows_of_pairs: list[list[Sequence[int]]]):
-    """The groups in which pairs are computed, the pairs of each, and (P, 2) sides: see PairSet.
-
-    rows_of_pairs: token ids, [pair][chosen, rejected]. Equal rows of a group are computed once.
-    """
-    rows_of_group, pairs_of_group, sides = [], [], []
-    for number, (pair, rows) in enumerate(zip(pairs, rows_of_pairs)):
-        previous = pairs[number - 1] if number else None
-        if pair.group is None or previous is None or pair.group != previous.group:
-            rows_of_group.append([])
-            pairs_of_group.append([])
-        known = rows_of_group[-1]
-        known += [row for row in rows if pair.group is None or row not in known]
-        pairs_of_group[-1].append(number)
-        sides.append([0, 1] if pair.group is None else [known.index(row) for row in rows])
-    groups = [Group(rows) for rows in rows_of_group]
-    return groups, pairs_of_group, np.array(sides).reshape(-1, 2)
-
-
-def gold_margins(pairs: list[Pair], process: Process) -> torch.Tensor | None:
-    """(P,) gold's own margins, or None where a pair lacks them."""
-    margins = []
-    for pair in pairs:
-        if pair.chosen_reward is None or pair.rejected_reward is None:
-            return None
-        margins.append(pair.chosen_reward - pair.rejected_reward)
-    return torch.tensor(margins, device=process.device)
 
 
 def build_model(
     cfg: Config, precision: str, tokenizer, groups: list[Group], process: Process
 ) -> RewardModel:
     """The sharded model in training mode, with an embedding for every token of the groups."""
-    weight_dtype, _ = PRECISIONS[precision]
+    weight_dtype = frozen_dtype(precision) if cfg.lora_rank else PRECISIONS[precision][0]
     model, source = meta_reward_model(cfg.model_name, weight_dtype, cfg.seed)
     embeddings = model.backbone.get_input_embeddings().num_embeddings
     rows = [row for group in groups for row in group.rows]
@@ -454,8 +434,11 @@ def build_model(
     choose_pad_token(tokenizer)
     if tokenizer.pad_token_id >= embeddings:
         model.backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    layers = len(decoder_layers(model.backbone))
-    recomputed = layers_asked_for(cfg.activation_checkpointing, layers)
+    layers = decoder_layers(model.backbone)
+    recomputed = layers_asked_for(cfg.activation_checkpointing, len(layers))
+    if cfg.lora_rank:
+        names = add_adapters(model.backbone, layers, cfg.lora_rank, cfg.lora_alpha)
+        process.print(f"adapters of rank {cfg.lora_rank} beside {', '.join(sorted(names))}")
     model = shard(model, process, precision, replicas=cfg.replicas, cpu_offload=cfg.cpu_offload)
     recompute_layers(model, recomputed or 0)  # auto: try_largest_pass decides
     fill(model, source, process)  # each process reads its own rows
@@ -468,6 +451,8 @@ def begin_or_resume(run: Run) -> State:
     """The newest checkpoint's state, with model and optimizer filled from it, or a new run's."""
     cfg, process = run.cfg, run.process
     state = State(torch.full((len(run.data), 2), torch.nan, device=process.device))
+    if run.judged:
+        state.reference = torch.zeros(len(run.judged), dtype=torch.float64)
     found = checkpoints(cfg.output_dir) if cfg.resume == "auto" and not cfg.overwrite else []
     # a network file system may show others an older folder: rank 0 decides
     newest = process.from_main(step_of(found[-1]) if found else 0)
@@ -486,6 +471,7 @@ def begin_or_resume(run: Run) -> State:
         if not newest:  # nothing to resume, or --overwrite
             discard_checkpoints(cfg.output_dir)
             discard_log(cfg.output_dir)
+            discard_kept_models(cfg.output_dir)
     return state
 
 
@@ -528,59 +514,33 @@ def dummy_groups(tokens: int, longest: int) -> list[Group]:
     return [Group([[0] * length]) for length in lengths]
 
 
+def probe(run: Run) -> int:
+    """--rate-probe: try rates from this start, print what came out and write it down. Nothing else
+    in --output-dir is touched."""
+    cfg, process = run.cfg, run.process
+    rates = rates_around(cfg.lr, cfg.rate_probe)
+    steps = min(cfg.rate_probe_steps, run.epoch_steps)
+    if steps < 4:
+        raise UserError(
+            f"--rate-probe: {run.epoch_steps} steps an epoch are too few to compare rates: lower "
+            "--batch-size, or give it more pairs"
+        )
+    fill_moments(run.model, run.optimizer)
+    try_largest_pass(run)
+    process.print(
+        f"rate probe: {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}, {steps} steps each "
+        f"(an epoch has {run.epoch_steps}), as much work as {len(rates) * steps} steps of training"
+    )
+    tried = probe_rates(run.model, run.optimizer, run.data, process, cfg, rates=rates, steps=steps)
+    if process.is_main:
+        planned_sum = sum(run.rate(step) for step in range(1, run.total_steps + 1))
+        words, picture = write_report(cfg.output_dir, tried, cfg, planned_sum)
+        process.result(f"{words}\n\n{picture}: the figure; the numbers beside it end in .json")
+    process.finish()
+    return 0
+
+
 # ---- within a step -----------------------------------------------------------------------------
-
-
-class StepValues:
-    """Rewards and losses of the step's B pairs, put together from its passes and processes."""
-
-    def __init__(self, groups: np.ndarray, data: PairSet, center: float, traced: bool):
-        device = data.device
-        self.data = data
-        self.center = center  # for --trace: what --centring used
-        self.numbers = data.pairs_of(groups)
-        self.row_of = {pair: row for row, pair in enumerate(self.numbers)}
-        self.pairs = to_device(torch.tensor(self.numbers), device)  # (B,) their numbers in the data
-        # What is minimised is the mean over groups of the mean over a group's pairs (Ouyang et al.
-        # 2022, eq. 1): the mean over the step's B pairs where each is a group by itself.
-        sizes = [len(data.pairs_of_group[group]) for group in groups]
-        weights = [1 / (size * len(groups)) for size in sizes for _ in range(size)]
-        self.weights = to_device(torch.tensor(weights), device)  # (B,), of sum 1
-        self.table = torch.zeros(len(weights), 3, device=device)  # chosen, rejected, loss
-        self.traced = traced
-        self.pooled_norms = {}  # row -> (2,) norms of its pooled states, on this process
-
-    @property
-    def rewards(self) -> torch.Tensor:
-        return self.table[:, :2]  # (B, 2)
-
-    def rows_of(self, groups: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A pass's b pairs: (b,) their rows in this step, (b, 2) their rewards' in the pass."""
-        step_rows = torch.tensor([self.row_of[pair] for pair in self.data.pairs_of(groups)])
-        pass_rows = self.data.rows_of(groups)
-        device = self.table.device
-        return to_device(step_rows, device), to_device(pass_rows, device)
-
-    def put(self, step_rows: torch.Tensor, rewards, losses, pooled) -> None:
-        """What a pass gave its b pairs. Shapes (b,), (b, 2), (b,) and (b, 2, D)."""
-        self.table[step_rows] = torch.cat([rewards, losses[:, None]], dim=1).detach()
-        if self.traced:
-            self.pooled_norms |= zip(step_rows.tolist(), pooled.detach().norm(dim=-1).tolist())
-
-    def are_finite(self, norms: dict[str, torch.Tensor]) -> bool:
-        """Rewards, losses and the gradient's norm; the same answer on every process."""
-        return bool(torch.isfinite(norms["grad_norm"]) & torch.isfinite(self.table).all())
-
-    def metrics(self) -> dict[str, float]:
-        """`objective` is what was minimised; `loss` is plain Bradley-Terry, the mean over pairs."""
-        objective = (self.table[:, 2].double() * self.weights).sum().item()
-        return {"objective": objective} | measure(self.rewards, self.data.gold_of(self.pairs))
-
-
-def measure(rewards: torch.Tensor, gold_margin: torch.Tensor | None) -> dict[str, float]:
-    """`pair_metrics` of tensors on any device."""
-    gold = None if gold_margin is None else gold_margin.cpu().numpy()
-    return pair_metrics(rewards.cpu().numpy(), gold)
 
 
 def is_measured(run: Run, step: int) -> bool:
@@ -635,12 +595,14 @@ class Progress:
     """The progress bar, and the speed since the last logged step."""
 
     def __init__(self, run: Run, state: State):
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=run.total_steps,
             initial=state.step,
             desc="training",
             unit="step",
             disable=not run.process.is_main,
+            delay=0,
+            leave=True,
         )
         self.shown = {}
         self.restart()
@@ -722,74 +684,129 @@ def show_step(run: Run, metrics: dict, values: StepValues) -> None:
 # ---- at the end of an epoch, and of the run ------------------------------------------------------
 
 
-def measure_epoch(run: Run, state: State, epoch: int, log: RunLog) -> None:
-    """Metrics of `running`, each pair before its update, and of `eval`, the held-out pairs now."""
+def is_evaluated(run: Run, step: int) -> bool:
+    """Whether --eval-every asks for an evaluation after this step."""
+    return run.cfg.eval_every > 0 and step % run.cfg.eval_every == 0
+
+
+def evaluate(run: Run, state: State, epoch: int, end_of_epoch: bool, log: RunLog) -> None:
+    """Score the held-out pairs now; after an epoch, or the run, also a sample of training pairs.
+
+    Every rank calls it. With --early-stop, state.stopped says afterwards why the run ends here.
+    """
+    where = {"step": state.step, "epoch": epoch}
+    scored = {}
+    for part, pairs in run.held_out.items():
+        scored[part] = score(run, pairs, "evaluating")
+    if run.judged:
+        judge(run, state, next(iter(scored.values())))
+    if not end_of_epoch and not state.stopped:
+        parts = {part: numbers_of(run.held_out[part], both) for part, both in scored.items()}
+        log.write_parts(where, {part: as_json(numbers) for part, numbers in parts.items()})
+        for part, numbers in parts.items():
+            run.process.print(f"step {state.step}, {part}: {describe(numbers)}")
+        return
+
+    if run.process.is_main:
+        add_epoch(run.cfg.output_dir, epoch, run.data.pairs, state.epoch_rewards.cpu().numpy())
     seen = state.epoch_rewards.isfinite().all(dim=1)
     rewards = state.epoch_rewards[seen]
-    results = {"running": measure(rewards, run.data.gold_of(seen.nonzero()[:, 0]))}
     log.histogram("rewards/running", rewards.cpu().numpy(), state.step)
-    if len(run.held_out):
-        scored = score_groups(
-            run.model,
-            run.held_out.groups,
-            run.process,
-            run.cfg.tokens_per_pass,
-            desc="evaluating",
-        )
-        flat = torch.tensor([reward for group in scored for reward in group])  # (N,)
-        every = range(len(run.held_out.groups))
-        rewards = flat[run.held_out.rows_of(every)]  # (P, 2)
-        results["eval"] = measure(rewards, run.held_out.gold)
-        log.histogram("rewards/eval", rewards.numpy(), state.step)
-    line = {"step": state.step, "epoch": epoch}
-    for part, metrics in results.items():
-        line |= {f"{part}_{name}": value for name, value in metrics.items()}
-    log.write(line)
-    report_epoch(epoch, results, run.process)
-    state.results[f"epoch {epoch}"] = results
+    parts = {"running": measure(rewards, run.data.gold_of(seen.nonzero()[:, 0]))}
+    if run.train_sample:
+        scored["train"] = score(run, run.train_sample, "scoring training pairs")
+    for part, both in scored.items():
+        parts[part] = numbers_of(run.held_out.get(part, run.train_sample), both)
+        log.histogram(f"rewards/{part}", both, state.step)
+    curve = learning_curve_of(run, state) if epoch == 1 and end_of_epoch else None
+    if curve:
+        parts["curve"] = curve.as_numbers()
+    recorded = {part: as_json(numbers) for part, numbers in parts.items()}
+    log.write_parts(where, recorded)
+    state.results[f"epoch {epoch}"] = recorded
+    report(run, state, epoch, parts, curve)
 
 
-def report_epoch(epoch: int, results: dict, process: Process) -> None:
-    """The epoch in one line a part, and the warning signs with what to do about each."""
-    for part, m in results.items():
-        spread = f", spread {m['spread_ratio']:.2f} of gold's" if "spread_ratio" in m else ""
-        process.result(
-            f"epoch {epoch}, {part}: loss {m['loss']:.3f}, accuracy {m['accuracy']:.3f}, "
-            f"rewards {m['reward_min']:.2f} to {m['reward_max']:.2f} "
-            f"(std {m['reward_std']:.2f}){spread}"
-        )
-    running = results["running"]
-    last = results.get("eval", running)
-    if running["loss"] > HEALTHY["loss"].poor:
-        process.print(
-            f"WARNING loss {running['loss']:.3f} over epoch {epoch}, above "
-            f"{HEALTHY['loss'].poor:g}: raise --lr or --epochs; check the pairs with "
-            "evaluate.py validate"
-        )
-    if running["accuracy"] < HEALTHY["accuracy"].poor:
-        process.print(
-            f"WARNING training accuracy {running['accuracy']:.1%} over epoch {epoch}, under "
-            f"{HEALTHY['accuracy'].poor:.0%}: the model is not learning; check --lr, and the "
-            "pairs with evaluate.py inspect"
-        )
-    if last.get("spread_ratio", 1.0) < HEALTHY["spread_ratio"].low:
-        process.print(
-            f"WARNING compressed rewards: their spread within pairs is {last['spread_ratio']:.2f} "
-            "of gold's: raise --lr and --epochs"
-        )
+def score(run: Run, pairs: PairSet, desc: str) -> np.ndarray:
+    """(P, 2) rewards of these pairs now, chosen first."""
+    return score_pairs(run.model, pairs, run.process, run.cfg.tokens_per_pass, desc)
 
 
-def export(run: Run, state: State) -> None:
-    """Write the model in Hugging Face's format, with its card and run.json. Every rank calls it."""
+def numbers_of(pairs: PairSet, rewards: np.ndarray) -> dict:
+    gold = None if pairs.gold is None else pairs.gold.cpu().numpy()
+    return pair_numbers(rewards, pairs.prompts, gold)
+
+
+def judge(run: Run, state: State, rewards: np.ndarray) -> None:
+    """Is this the best evaluation so far, and is it time to stop? For --keep-best, --early-stop."""
+    losses = losses_for(run.metric, rewards, run.judged.prompts)
+    state.best = update_best(
+        state.best, state.reference.numpy(), losses, run.judged.prompts, state.step
+    )
+    if state.best["reference_step"] == state.step:
+        state.reference = torch.from_numpy(losses)
+    state.stopped = why_stopped(state.best, run.metric, run.cfg.early_stop, state.step)
+
+
+def learning_curve_of(run: Run, state: State) -> Curve | None:
+    """That of epoch 1, right after it: the losses that each pair had before it was trained on."""
+    if is_softened(vars(run.cfg)):
+        return None
+    losses, counts, rates = [], [], []
+    steps = epoch_order(len(run.data.groups), run.cfg.batch_size, run.cfg.seed, 0)
+    for step, groups in enumerate(steps, start=1):
+        numbers = run.data.pairs_of(groups)
+        chosen, rejected = state.epoch_rewards[numbers].double().unbind(dim=1)
+        losses.append(F.softplus(rejected - chosen).mean().item())
+        counts.append(len(numbers))
+        rates.append(run.rate(step))
+    return learning_curve(losses, counts, rates)
+
+
+def report(run: Run, state: State, epoch: int, parts: dict, curve: Curve | None) -> None:
+    """The epoch in one line a part, and what the intervals mean with what to do about it."""
+    say, cfg = run.process.result, run.cfg
+    running = parts["running"]
+    say(
+        f"epoch {epoch}, running: loss {running['loss']:.3f}, accuracy {running['accuracy']:.3f} "
+        "(each pair before its update)"
+    )
+    for part, numbers in parts.items():
+        if part not in ("running", "curve"):
+            say(f"epoch {epoch}, {part}: {describe(numbers)}")
+    if epoch == 1 and not state.stopped:
+        for words in curve_lines(curve, learned(parts)):
+            say(words)
+    is_last = state.step == run.total_steps or state.stopped != ""
+    options = ("label_smoothing", "label_temperature", "margin_scale")
+    asked = " and ".join(f"--{name.replace('_', '-')}" for name in options if getattr(cfg, name))
+    for words in remarks(parts, is_last, asked):
+        run.process.print(words)
+    if state.stopped:
+        say(state.stopped)
+
+
+def export(run: Run, state: State, below: str = "") -> None:
+    """Write the model in Hugging Face's format, with its card and run.json. Every rank calls it.
+
+    below: a folder in --output-dir, instead of --output-dir itself.
+    """
     cfg = run.cfg
-    finished = state.step == run.total_steps
-    facts = run.facts | {"results": state.results, "finished": finished}
+    finished = state.step == run.total_steps or state.stopped != ""
+    facts = run.facts | {
+        "results": state.results,
+        "step": state.step,
+        "best": as_json(state.best),
+        "stopped": state.stopped,
+        "finished": finished,
+    }
     files = {
         "README.md": model_card(cfg.model_name, cfg.data_path, facts),
         "run.json": json.dumps(facts, indent=1) + "\n",
     }
     _, stored_dtype = PRECISIONS[run.precision]
-    save_reward_model(cfg.output_dir, run.model, run.tokenizer, stored_dtype, files, run.process)
+    folder = str(Path(cfg.output_dir, below))
+    save_reward_model(folder, run.model, run.tokenizer, stored_dtype, files, run.process)
 
 
 def signalled(signals: list[int], process: Process) -> bool:
@@ -825,16 +842,25 @@ def leave(run: Run, writer: CheckpointWriter, log: RunLog, signals: list[int]) -
     raise KeyboardInterrupt(*signals[-1:])
 
 
-def finish(run: Run, writer: CheckpointWriter) -> None:
+def finish(run: Run, state: State, writer: CheckpointWriter) -> None:
     """The model is exported, so its checkpoints are no longer needed."""
     cfg, process = run.cfg, run.process
     writer.wait()
     if process.is_main:
         discard_checkpoints(cfg.output_dir)
+    folder = cfg.output_dir
+    if cfg.keep_best != "no":
+        folder = str(Path(folder, "best"))
+        process.result(f"{folder}: the model of step {state.best['step']}, best by {run.metric}")
     process.result(
         f"{cfg.output_dir}: saved; next: python evaluate.py match --dataset {cfg.dataset} "
-        f"--model-name {cfg.output_dir}"
+        f"--model-name {folder}"
     )
+    if cfg.keep_epochs:
+        process.result(
+            f"which epoch is best: python evaluate.py epochs --dataset {cfg.dataset} "
+            f"--model-name {cfg.output_dir}"
+        )
     process.finish()
 
 

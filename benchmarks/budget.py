@@ -38,6 +38,7 @@ from estimate import (
     GIB,
     H100,
     QWEN3_4B,
+    TOKENS,
     Shape,
     fewest_recomputed,
     flops,
@@ -50,14 +51,15 @@ from transformers import AutoModel
 from workload import make_groups, model_config, tokens_seen
 
 import train
-from rmood import batching, distributed
+from rmood import batching, distributed, pairset
 from rmood.batching import Batch, Group, epoch_order, pack, plan_step
 from rmood.cli import complete, opt, parse
 from rmood.distributed import Process
 from rmood.errors import run_script
 from rmood.files.rows import check_writable, write_json
+from rmood.lora import add_adapters
 from rmood.model import RewardModel
-from rmood.optim import UpdateMeter, build_optimizer, fill_moments
+from rmood.optim import UpdateMeter, build_optimizer, fill_moments, trained_parameters
 from rmood.sharding import (
     compile_layers,
     decoder_layers,
@@ -112,7 +114,7 @@ def main() -> int:
         **syncs(),
         "peak_gib": peaks(QWEN3_4B, groups),
     }
-    numbers |= prediction(QWEN3_4B, groups, numbers)
+    numbers |= prediction(QWEN3_4B, numbers)
     numbers["seconds"] = time.perf_counter() - began
     if cfg.json:
         write_json(cfg.json, numbers)
@@ -232,10 +234,18 @@ def inductor_kernels():
             yield kernels
 
 
-def compiled_layer(shape: Shape) -> dict[str, float]:
-    """Of one layer of real widths in bf16, compiled for a CPU: a GPU's code is fused alike."""
+def compiled_layer(shape: Shape, rank: int = 0) -> dict[str, float]:
+    """Of one layer of real widths in bf16, compiled for a CPU: a GPU's code is fused alike.
+
+    rank: of adapters; what comes into the layer needs a gradient, as in all layers but the first.
+    """
     one = replace(shape, layers=1, vocabulary=512)
     model = make_model(one, torch.device("cpu"), torch.bfloat16)
+    if rank:
+        add_adapters(model.backbone, decoder_layers(model.backbone), rank, alpha=32.0)
+        model.backbone.get_input_embeddings().requires_grad_(True)
+        for p in trained_parameters(model.backbone).values():
+            p.data = p.data.bfloat16()  # as FSDP gathers them
     batch = pack(make_groups(1, 2, one.vocabulary, seed=0, scale=0.3))
     tokens = batch.input_ids.numel()
     torch._dynamo.reset()
@@ -315,13 +325,11 @@ def syncs(epochs: int = 1) -> dict[str, float]:
         gold=torch.zeros(PAIRS, device=META),
         device=META,
     )
-    no_pairs = replace(data, pairs=[], groups=[])
     run = train.Run(
         cfg=cfg,
         process=meta_process(),
         tokenizer=None,
         data=data,
-        held_out=no_pairs,
         model=model,
         optimizer=build_optimizer(model, "bf16", 1e-5, 0.0),
         precision="bf16",
@@ -336,12 +344,12 @@ def syncs(epochs: int = 1) -> dict[str, float]:
         "prepare": lambda _: run,
         "begin_or_resume": lambda _: train.State(torch.zeros(PAIRS, 2, device=META)),
         "clip_gradients": mock.Mock(side_effect=EndOfPasses),
-        "to_device": to_gpu,
         **{name: mock.Mock() for name in ("RunLog", "Progress", "CheckpointWriter")},
     }
     with ExitStack() as stack:
         stack.enter_context(mock.patch.multiple(train, **stand_ins))
         stack.enter_context(mock.patch.object(batching, "to_device", to_gpu))
+        stack.enter_context(mock.patch.object(pairset, "to_device", to_gpu))
         stack.enter_context(mock.patch.object(distributed, "catch_signals", list))
         waits = stack.enter_context(CountWaits())
         try:
@@ -398,29 +406,58 @@ def peak_of_pass(shape: Shape, groups: list[Group], recomputed: int) -> int:
 # ---- the roofline --------------------------------------------------------------------------------
 
 
-def prediction(shape: Shape, groups: list[Group], numbers: dict) -> dict:
-    """A step of these pairs on one H100 of 80 GB, from the counted bytes. The first precision is
-    train.py's default."""
-    tokens = sum(group.tokens for group in groups)
-    seen = sum(map(tokens_seen, groups)) / tokens
-    moved = (numbers["forward_bytes_per_token"], numbers["backward_bytes_per_token"])
-    useful = flops(shape, tokens, seen)
+def prediction(shape: Shape, numbers: dict) -> dict:
+    """Two epochs on one H100 of 80 GB, from the counted bytes: the mean over all steps, of 64 pairs
+    (one pass) and of 256 (several). The first precision is train.py's default.
+    """
+    groups = make_groups(16 * PAIRS, 2, shape.vocabulary, seed=0)
     found = {}
-    for precision in ("mixed", "bf16-sr"):
-        recomputed = fewest_recomputed(shape, precision, 1, tokens, CARD)
-        step = one_gpu_step(shape, precision, tokens, recomputed, seen_per_token=seen, moved=moved)[
-            "step"
-        ]
-        found[precision] = {
-            "recomputed": recomputed,
-            "step_s": round(step, 3),
-            "mfu": round(useful / step / H100.large_matmul, 3),
-            "mfu_of_989": round(useful / step / 989e12, 3),
-        }
+    for pairs in (PAIRS, 4 * PAIRS):
+        for precision in ("mixed", "bf16-sr"):
+            found[f"{precision}, {pairs} pairs a step"] = predict(
+                shape, groups, numbers, precision, pairs
+            )
     return {
-        "predicted_mfu": found["mixed"]["mfu"],
+        "predicted_mfu": found[f"mixed, {PAIRS} pairs a step"]["mfu"],
         **found,
         "rates": asdict(H100),
+    }
+
+
+def predict(
+    shape: Shape, groups: list[Group], numbers: dict, precision: str, pairs: int
+) -> dict[str, float]:
+    """The mean step of two epochs of these groups, as train.py plans them.
+
+    Layers are recomputed as there: in each pass as few as fit, and more in the later passes of a
+    step, beside the gradients of the earlier ones.
+    """
+    tokens = [group.tokens for group in groups]
+    seen = sum(map(tokens_seen, groups)) / sum(tokens)
+    moved = (numbers["forward_bytes_per_token"], numbers["backward_bytes_per_token"])
+    recomputed = []  # layers, in each pass
+    seconds = 0.0
+    steps = epoch_order(len(groups), pairs, seed=0, epoch=0)
+    steps = steps + epoch_order(len(groups), pairs, seed=0, epoch=1)
+    for step in steps:
+        passes = plan_step(step, tokens, TOKENS, world_size=1)[0]
+        for number, members in enumerate(passes):
+            of_pass = sum(tokens[i] for i in members)
+            layers = fewest_recomputed(shape, precision, 1, of_pass, CARD, one_pass=number == 0)
+            parts = one_gpu_step(
+                shape, precision, of_pass, layers, seen_per_token=seen, moved=moved
+            )
+            seconds += parts["step"] - parts["update"]
+            recomputed.append(layers)
+        seconds += parts["update"]
+    rate = 2 * flops(shape, sum(tokens), seen) / seconds
+    return {
+        "passes": len(recomputed),
+        "recomputed": round(sum(recomputed) / len(recomputed), 1),
+        "most_recomputed": max(recomputed),
+        "step_s": round(seconds / len(steps), 3),
+        "mfu": round(rate / H100.large_matmul, 3),
+        "mfu_of_989": round(rate / 989e12, 3),
     }
 
 

@@ -7,6 +7,7 @@ Nothing here is measured on a GPU. Reads nothing; prints the tables of docs/memo
     N parameters, L layers, D hidden size, M width of the MLP
     Q, K width of all query heads, of all key heads
     T unique tokens of a pass
+    r rank of LoRA's adapters; 0: all weights are trained
     W processes, each with one GPU
 
 Time is a roofline: each matrix product at the rate of such products, everything else at the rate
@@ -72,9 +73,24 @@ class Shape:
         last_norm_and_head = 2 * self.hidden
         return self.embedding_parameters + self.layers * self.layer_parameters + last_norm_and_head
 
+    def adapter_parameters(self, rank: int) -> int:
+        """Of one layer: rank x (in + out) of its seven matrices."""
+        attention = 2 * (self.hidden + self.query) + 2 * (self.hidden + self.key)
+        return rank * (attention + 3 * (self.hidden + self.mlp))
+
+    def trained_parameters(self, rank: int) -> int:
+        """All, or with adapters of a rank these and the head."""
+        if not rank:
+            return self.parameters
+        return self.layers * self.adapter_parameters(rank) + self.hidden
+
 
 QWEN3_4B = Shape()
+QWEN3_8B = Shape(hidden=4096, mlp=12_288)
+QWEN3_14B = Shape(layers=40, hidden=5120, heads=40, mlp=17_408)
+QWEN3_32B = Shape(layers=64, hidden=5120, heads=64, mlp=25_600)
 TOKENS = 16_384  # --tokens-per-pass
+RANK = 16  # of adapters, in the tables
 MOST_TOKENS = 65_536  # a larger pass than anyone needs
 
 # Counted on 64 AlpacaFarm pairs (medians: prompt 50, response 62 tokens).
@@ -98,7 +114,17 @@ def bytes_per_parameter(precision: str) -> dict[str, int]:
     return {"weights": stored, "gradients": stored, "moments": 2 * stored}
 
 
-def kept_per_layer(shape: Shape, compute: int) -> dict[str, float]:
+def held_bytes(shape: Shape, precision: str, rank: int = 0) -> float:
+    """Bytes of weights and moments, over all processes. With adapters the weights that are not
+    trained have the dtype of the arithmetic."""
+    stored = bytes_per_parameter(precision)
+    frozen = 0 if not rank else shape.parameters - shape.hidden  # all but the head
+    of_trained = stored["weights"] + stored["moments"]
+    compute = PRECISIONS[precision][1].itemsize
+    return frozen * compute + shape.trained_parameters(rank) * of_trained
+
+
+def kept_per_layer(shape: Shape, compute: int, rank: int = 0) -> dict[str, float]:
     """Bytes a token that autograd keeps for the backward pass of one layer, not compiled.
 
     compute: bytes of an activation.
@@ -106,48 +132,58 @@ def kept_per_layer(shape: Shape, compute: int) -> dict[str, float]:
     RMSNorm of width w computes in float32: it keeps its input as float32 and the normed values as
     activations, and 1 / rms; its output is kept by the matrices that read it. A matrix keeps its
     input, SiLU its input, a product both factors. Attention keeps query, key, value and output,
-    each once a token, and one float32 a head.
+    each once a token, and one float32 a head. With adapters a norm's gain is not trained, so that
+    its normed values are not kept; A x is, of each of seven.
     """
-    norms = 2 * (4 + compute + compute) * shape.hidden + 4 * 2
+    normed = 0 if rank else compute
+    norms = 2 * (4 + normed + compute) * shape.hidden + 4 * 2
     head_norms = 0
     if shape.norm_heads:
         heads = shape.heads + shape.kv_heads
-        head_norms = (4 + compute) * (shape.query + shape.key) + 4 * heads
-    return {
+        head_norms = (4 + normed) * (shape.query + shape.key) + 4 * heads
+    parts = {
         "norms": norms,
         "query and key norms": head_norms,
         "attention": compute * (2 * shape.query + 2 * shape.key) + 4 * shape.heads,
         "mlp": 4 * compute * shape.mlp,
     }
+    return parts | {"adapters": 7 * rank * compute} if rank else parts
 
 
 # Bytes a token of a compiled Qwen3-4B layer in bf16, as budget.py measures them. The compiler keeps
 # only what is cheaper to keep than to compute again.
 COMPILED_KEPT = 110_400
 COMPILED_MOVED = (188_100, 272_200)  # forward, backward: read and written outside matrix products
+LORA_MOVED = (318_200, 403_300)  # the same with adapters of rank 16
 
 
-def kept_bytes(shape: Shape, precision: str, compiled: bool) -> float:
+def kept_bytes(shape: Shape, precision: str, compiled: bool, rank: int = 0) -> float:
     """Bytes a token that one layer keeps for its backward pass."""
     compute = PRECISIONS[precision][1].itemsize
-    if compiled and shape == QWEN3_4B and compute == 2:
+    if compiled and shape == QWEN3_4B and compute == 2 and not rank:
         return COMPILED_KEPT
-    return sum(kept_per_layer(shape, compute).values())
+    return sum(kept_per_layer(shape, compute, rank).values())
 
 
 def pass_memory(
-    shape: Shape, precision: str, gpus: int, tokens: int, one_pass: bool, compiled: bool
+    shape: Shape,
+    precision: str,
+    gpus: int,
+    tokens: int,
+    one_pass: bool,
+    compiled: bool,
+    rank: int = 0,
 ) -> PassMemory:
     """What train.py measures, from the shape."""
     compute = PRECISIONS[precision][1].itemsize
     gradient = bytes_per_parameter(precision)["gradients"] / gpus
-    in_layers = shape.layers * shape.layer_parameters
+    of_layer = shape.adapter_parameters(rank) if rank else shape.layer_parameters
     return PassMemory(
         layers=shape.layers,
-        kept=tokens * kept_bytes(shape, precision, compiled),
+        kept=tokens * kept_bytes(shape, precision, compiled, rank),
         kept_input=tokens * compute * shape.hidden,
-        gradients=gradient * shape.layer_parameters,
-        other_gradients=gradient * (shape.parameters - in_layers),
+        gradients=gradient * of_layer,
+        other_gradients=gradient * (shape.trained_parameters(rank) - shape.layers * of_layer),
         one_pass=one_pass,
     )
 
@@ -161,6 +197,7 @@ def memory(
     offload: bool = False,
     one_pass: bool = False,
     compiled: bool = True,
+    rank: int = 0,
 ) -> dict[str, float]:
     """Bytes on one GPU, by part, and their peak.
 
@@ -169,19 +206,26 @@ def memory(
     earlier one are there.
 
     gathered: FSDP holds two layers unsharded (the next is fetched early): weights and gradients in
-        the dtype of the arithmetic, gradients once more in float32 to be summed.
+        the dtype of the arithmetic, gradients once more in float32 to be summed. Only what is
+        trained has gradients.
     optimizer: the random bits of AdamWStochasticRounding, 8 bytes for each weight of a chunk.
     """
     compute = PRECISIONS[precision][1].itemsize
     stored = bytes_per_parameter(precision)
-    held = shape.parameters / gpus * (stored["weights"] + stored["moments"])
-    gathered_bytes = 2 * compute + 4  # of one parameter
-    needs = pass_memory(shape, precision, gpus, tokens, one_pass, compiled)
-    all_gradients = shape.parameters / gpus * stored["gradients"]
+    held = held_bytes(shape, precision, rank) / gpus
+    of_weight = compute  # bytes of one parameter as it is gathered, and of its gradient
+    of_gradient = compute + 4
+    needs = pass_memory(shape, precision, gpus, tokens, one_pass, compiled, rank)
+    all_gradients = shape.trained_parameters(rank) / gpus * stored["gradients"]
     if offload:  # this process's own part passes through the GPU
         held = all_gradients = 0.0
         needs = needs._replace(gradients=0.0, other_gradients=0.0)
-        gathered_bytes += stored["weights"] + stored["gradients"]
+        of_weight += compute if rank else stored["weights"]
+        of_gradient += stored["gradients"]
+    adapters = shape.adapter_parameters(rank)  # 0 without
+    trained = adapters if rank else shape.layer_parameters
+    of_layer = of_weight * (shape.layer_parameters + adapters) + of_gradient * trained
+    of_embeddings = of_weight if rank else of_weight + of_gradient
     optimizer = 0.0
     if precision == "bf16-sr" and not offload:
         optimizer = 8 * min(AdamWStochasticRounding.CHUNK, shape.embedding_parameters / gpus)
@@ -189,8 +233,8 @@ def memory(
     parts = {
         "state": held + all_gradients,
         "pass": needs.peak(recomputed),  # with gradients
-        "gathered": 2 * shape.layer_parameters * gathered_bytes,
-        "embeddings": shape.embedding_parameters * gathered_bytes,
+        "gathered": 2 * of_layer,
+        "embeddings": shape.embedding_parameters * of_embeddings,
         "optimizer": optimizer,
     }
     layers = parts["pass"] + parts["gathered"]
@@ -199,18 +243,32 @@ def memory(
 
 
 def fewest_recomputed(
-    shape: Shape, precision: str, gpus: int, tokens: int, card: float, one_pass: bool = True
+    shape: Shape,
+    precision: str,
+    gpus: int,
+    tokens: int,
+    card: float,
+    one_pass: bool = True,
+    rank: int = 0,
 ) -> int | None:
-    """Layers that train.py recomputes on cards of so many GiB; None where even all are too few."""
+    """Layers that train.py recomputes in a pass, on cards of so many GiB; None where even all are
+    too few. one_pass: whether the pass is the first of its step.
+    """
+    more = dict(one_pass=one_pass, rank=rank)
     for recomputed in range(shape.layers + 1):
-        peak = memory(shape, precision, gpus, tokens, recomputed, one_pass=one_pass)["peak"]
+        peak = memory(shape, precision, gpus, tokens, recomputed, **more)["peak"]
         if peak <= (card - RESERVE) * GIB:
             return recomputed
     return None
 
 
 def largest_pass(
-    shape: Shape, precision: str, card: float, recomputed: int, offload: bool = False
+    shape: Shape,
+    precision: str,
+    card: float,
+    recomputed: int,
+    offload: bool = False,
+    rank: int = 0,
 ) -> int:
     """The largest --tokens-per-pass, in steps of 256, that fits on one card; 0 if none does.
 
@@ -219,7 +277,8 @@ def largest_pass(
     available = (card - RESERVE) * GIB
     largest = 0
     for tokens in range(256, MOST_TOKENS + 1, 256):
-        if memory(shape, precision, 1, tokens, recomputed, offload)["peak"] <= available:
+        peak = memory(shape, precision, 1, tokens, recomputed, offload, rank=rank)["peak"]
+        if peak <= available:
             largest = tokens
     return largest
 
@@ -249,58 +308,70 @@ NETWORKS = {  # bytes/s of a node
 HOP = 5e-6  # seconds: latency of one step of a ring
 
 
-def flops(shape: Shape, tokens: float, seen_per_token: float = SEEN_PER_TOKEN) -> float:
+def flops(
+    shape: Shape, tokens: float, seen_per_token: float = SEEN_PER_TOKEN, rank: int = 0
+) -> float:
     """Useful ones of the forward and backward pass together, nothing recomputed.
 
-    6 a token for each weight that multiplies (embeddings are looked up), and for each token that a
-    token sees in attention 2 products x 2 FLOPs x 3 (the backward pass counts twice).
+    6 a token for each weight that multiplies (embeddings are looked up), 4 for one that is not
+    trained; and for each token that a token sees in attention 2 products x 2 FLOPs x 3 (the
+    backward pass counts twice).
     """
-    matrices = shape.layers * shape.layer_parameters
-    attention = 12 * shape.layers * shape.query * seen_per_token
-    return tokens * (6 * matrices + attention)
+    of_layer = (4 if rank else 6) * shape.layer_parameters + 6 * shape.adapter_parameters(rank)
+    attention = 12 * shape.query * seen_per_token
+    return tokens * shape.layers * (of_layer + attention)
 
 
 def layer_seconds(
     shape: Shape,
     tokens: float,
     seen_per_token: float = SEEN_PER_TOKEN,
-    moved: tuple[float, float] = COMPILED_MOVED,
+    moved: tuple[float, float] | None = None,
     rates: Rates = H100,
+    rank: int = 0,
 ) -> tuple[float, float]:
     """(forward, backward) of one layer. moved: bytes a token outside matrix products, of each.
 
-    The backward pass multiplies twice as much; flash computes its forward products again.
+    The backward pass multiplies twice as much, for the gradients of inputs and weights, and as much
+    only where the weights are not trained; flash computes its forward products again.
     """
+    moved = moved or (LORA_MOVED if rank else COMPILED_MOVED)
     products = 2 * tokens * shape.layer_parameters / rates.layer_matmul
+    of_adapters = 2 * tokens * shape.adapter_parameters(rank) / rates.layer_matmul
     attention = 4 * tokens * shape.query * seen_per_token
-    forward = products + attention / rates.flash_forward + tokens * moved[0] / rates.memory
-    backward = (
-        2 * products + 2.5 * attention / rates.flash_backward + tokens * moved[1] / rates.memory
-    )
+    forward = products + of_adapters
+    forward += attention / rates.flash_forward + tokens * moved[0] / rates.memory
+    backward = (1 if rank else 2) * products + 2 * of_adapters
+    backward += 2.5 * attention / rates.flash_backward + tokens * moved[1] / rates.memory
     return forward, backward
 
 
-def copied_per_parameter(precision: str, gpus: int) -> float:
+def copied_per_parameter(precision: str, gpus: int, rank: int = 0) -> float:
     """Bytes a parameter that FSDP moves within a GPU for a pass, beside the transfers.
 
     Weights are cast (by a single process: of all of them), then copied out of the gathered buffer,
     in the forward and again in the backward pass. Gradients are copied in as float32, then cast.
+    With adapters (whose own copies are left out) nothing is cast, and weights have no gradients.
     """
     weight_dtype, compute_dtype = PRECISIONS[precision]
     stored, compute = weight_dtype.itemsize, compute_dtype.itemsize
+    if rank:
+        return 2 * 2 * compute
     cast = (stored + compute) / gpus if stored != compute else 0
     gather = cast + 2 * compute
     gradients = compute + 4 + (4 + stored) / gpus
     return 2 * gather + gradients
 
 
-def update_seconds(shape: Shape, precision: str, gpus: int, rates: Rates = H100) -> float:
+def update_seconds(
+    shape: Shape, precision: str, gpus: int, rates: Rates = H100, rank: int = 0
+) -> float:
     """Clipping (read; read and write) and AdamW (read four, write three) of one GPU's part."""
     stored = PRECISIONS[precision][0].itemsize
     moved = 3 * stored + 7 * stored
     if precision == "bf16-sr":
         moved += 2 * 8  # random bits, written and read
-    return moved * shape.parameters / gpus / rates.memory
+    return moved * shape.trained_parameters(rank) / gpus / rates.memory
 
 
 def one_gpu_step(
@@ -308,12 +379,13 @@ def one_gpu_step(
 ) -> dict[str, float]:
     """Seconds of a step of one pass on one GPU, by part. more: as for layer_seconds."""
     rates = more.get("rates", H100)
+    rank = more.get("rank", 0)
     forward, backward = layer_seconds(shape, tokens, **more)
-    copies = copied_per_parameter(precision, 1) * shape.parameters / rates.memory
+    copies = copied_per_parameter(precision, 1, rank) * shape.parameters / rates.memory
     parts = {
         "layers": shape.layers * (forward + backward) + recomputed * forward,
         "copies": copies,
-        "update": update_seconds(shape, precision, 1, rates),
+        "update": update_seconds(shape, precision, 1, rates, rank),
     }
     return parts | {"step": max(sum(parts.values()), shape.layers * rates.host_layer)}
 
@@ -460,17 +532,39 @@ def recomputation_table(shape: Shape) -> str:
 def one_gpu_table(shape: Shape) -> str:
     head = ["precision", "layers recomputed", "layers, s", "copies, s", "clip and update, s"]
     head += ["step, s", "pairs/s", "MFU of 989", f"of {H100.large_matmul / 1e12:.0f} measured"]
-    useful = flops(shape, TOKENS_OF_64_PAIRS)
     rows = []
-    for precision in ("mixed", "bf16-sr"):
-        auto = fewest_recomputed(shape, precision, 1, TOKENS_OF_64_PAIRS, CARDS["80 GB"])
+    for name, precision, rank in (
+        ("`mixed`", "mixed", 0),
+        ("`bf16-sr`", "bf16-sr", 0),
+        (f"`mixed` `--lora-rank {RANK}`", "mixed", RANK),
+    ):
+        auto = fewest_recomputed(shape, precision, 1, TOKENS_OF_64_PAIRS, CARDS["80 GB"], rank=rank)
         for recomputed in sorted({auto, shape.layers}):
-            parts = one_gpu_step(shape, precision, TOKENS_OF_64_PAIRS, recomputed)
-            rate = useful / parts["step"]
-            name = f"{recomputed} (auto)" if recomputed == auto else recomputed
+            parts = one_gpu_step(shape, precision, TOKENS_OF_64_PAIRS, recomputed, rank=rank)
+            layers = f"{recomputed} (auto)" if recomputed == auto else recomputed
             seconds = [f"{parts[part]:.3f}" for part in ("layers", "copies", "update", "step")]
+            rate = flops(shape, TOKENS_OF_64_PAIRS, rank=rank) / parts["step"]
             shares = [f"{rate / 989e12:.1%}", f"{rate / H100.large_matmul:.1%}"]
-            rows.append([f"`{precision}`", name, *seconds, f"{64 / parts['step']:.0f}", *shares])
+            rows.append([name, layers, *seconds, f"{64 / parts['step']:.0f}", *shares])
+    return table(head, rows)
+
+
+def lora_table() -> str:
+    """Precision mixed, all layers recomputed, not compiled."""
+    head = ["model", "parameters", "trained", "state, GiB", f"peak at {TOKENS:,} tokens"]
+    head += [f"largest pass on one {card}" for card in CARDS]
+    rows = []
+    shapes = {"4B": QWEN3_4B, "8B": QWEN3_8B, "14B": QWEN3_14B, "32B": QWEN3_32B}
+    for name, shape in shapes.items():
+        trained = shape.trained_parameters(RANK)
+        whole = shape.parameters + trained - shape.hidden
+        settings = dict(recomputed=shape.layers, rank=RANK)
+        parts = memory(shape, "mixed", 1, TOKENS, compiled=False, **settings)
+        row = [f"Qwen3-{name}", f"{whole:,}", f"{trained:,}"]
+        row += [gib(parts["state"]), gib(parts["peak"])]
+        for card in CARDS.values():
+            row.append(describe_pass(largest_pass(shape, "mixed", card, **settings)))
+        rows.append(row)
     return table(head, rows)
 
 
@@ -503,6 +597,7 @@ def tables(shape: Shape = QWEN3_4B) -> dict[str, str]:
     )
     recomputed = "Layers of 36 that `--activation-checkpointing auto` recomputes, one pass a step"
     one_gpu = f"A step of 64 short pairs ({TOKENS_OF_64_PAIRS:,} tokens) on one H100, compiled"
+    lora = f"LoRA of rank {RANK}, `mixed`, one GPU, all layers recomputed, not compiled"
     full_pass = f"Seconds a step, a full pass of {TOKENS:,} tokens on each GPU"
     default_batch = (
         f"Seconds a step of 64 short pairs ({TOKENS_OF_64_PAIRS:,} tokens in all), "
@@ -513,6 +608,7 @@ def tables(shape: Shape = QWEN3_4B) -> dict[str, str]:
         activations: activation_table(shape),
         peak: memory_table(shape),
         recomputed: recomputation_table(shape),
+        lora: lora_table(),
         one_gpu: one_gpu_table(shape),
         full_pass: time_table(shape, None),
         default_batch: time_table(shape, TOKENS_OF_64_PAIRS),

@@ -35,7 +35,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -430,7 +430,6 @@ def make_run(
         process=process,
         tokenizer=None,
         data=data,
-        held_out=replace(data, pairs=[], groups=[]),
         model=model,
         optimizer=build_optimizer(model, variant.precision, 1e-5, 0.0),
         precision=variant.precision,
@@ -474,7 +473,7 @@ def run_train(run: train.Run, clock: Clock, begin_step: Callable[[int], None]) -
         "clip_gradients": timed(train.clip_gradients, "clipping", before="passes"),
         "UpdateMeter": timed(UpdateMeter, "meter", before="finite"),
         "log_step": timed(train.log_step, "log and meter"),
-        "measure_epoch": lambda *_: None,
+        "evaluate": lambda *_: None,
         "export": lambda *_: None,
         "finish": lambda *_: None,
     }

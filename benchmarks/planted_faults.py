@@ -1,414 +1,381 @@
-"""Plant a fault, diagnose, and see whether it is named first: all faults that evaluate.py names.
+"""Plant faults, and count how often the first finding of `evaluate.py diagnose` is right.
 
-reads   what scripts/quickstart.sh built (RMOOD_HOME): datasets/toy, models/toy-sft
-writes  a table on stdout, the same with --json PATH; what it trains goes to --work and is kept
+    python benchmarks/planted_faults.py                       the toy world: some 40 minutes a core
+    python benchmarks/planted_faults.py --seeds 100           the same with other draws of everything
+    python benchmarks/planted_faults.py --only flipped_20 healthy_soft
+    python benchmarks/planted_faults.py --world real --model models/my-rm
 
-python benchmarks/planted_faults.py                          all: some twenty minutes on 2 cores
-python benchmarks/planted_faults.py --only noisy_labels healthy
+reads   nothing (toy), or a proxy that train.py trained, and its dataset (real)
+writes  a table on stdout, the same with --json; world and proxies go to --work and are kept, so that
+        an interrupted run goes on where it was, and only the diagnosis is repeated later
 
-Faults of the data and of the settings are planted as a user would meet them. Those that train.py
-cannot make (another scored token, cut rows, a frozen backbone, per-pair centring) are planted by
-replacing one function of it in a process of its own.
+This is a test set: no threshold of the diagnosis was set on it (thresholds.py says where those come
+from), and what each case may be called was written down before it was run. A case is
+
+    right         the first error or warning is a cause that was planted
+    wrong         it is another cause; or nothing is said of a fault that can be seen; or what is
+                  advised would make it worse
+    cannot tell   it names only what was observed (such as a low match), or says that it cannot tell
+
+Faults that a test set of this size cannot show count apart: there only a wrong cause is wrong. A
+healthy run has no error and no warning. A referee that evaluate.py does not see, 700 other prompts,
+says whether a proxy is healthy, and whether a training fault did any harm; a case of which that is
+not so with this seed is left out and counted.
+
+To add a case: a row in FAULTS or HEALTHY of fault_cases.py, and where it needs a proxy of its own a
+row in TRAININGS. Where a rule of faults.toml is renamed: NAMES, there.
 """
 
-import json
 import random
-import subprocess
+import re
 import sys
-from array import array
+import traceback
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import planting
+from fault_cases import FAULTS, HEALTHY, NAMES, REAL, REAL_SIZE, TRAININGS, Case
+from planting import Bench, World
+from tqdm import tqdm
 
 from rmood.cli import opt, parse
+from rmood.diagnosis import scale
 from rmood.errors import UserError, run_script
-from rmood.files.paths import dataset_paths
-from rmood.files.rows import read_json, write_json, write_jsonl
-from rmood.files.tables import join_conversations, read_prompts, read_responses, read_rewards
-
-TRAIN = ["--lr", "1e-3", "--epochs", "4", "--batch-size", "32"]
+from rmood.files.provenance import read_run_file
+from rmood.files.rows import check_writable, read_json, write_json
+from rmood.files.tables import read_rewards
 
 
 @dataclass(frozen=True)
 class Config:
     # fmt: off
-    dataset: str = opt("toy", "what quickstart built")
-    only: list[str] = opt([], "plant these faults alone: names of the table's first column")
-    work: str = opt("{home}/planted", "folder for what is trained on the way")
-    seed: int = opt(0, "seed for the random faults, and for training")
-    json: str = opt("", "write the findings to this file")
+    world: str = opt("toy", "toy: everything is built and trained here; real: faults in the files of a trained proxy", choices=["toy", "real"])
+    model: str = opt("", "real: the folder of the proxy")
+    seeds: int = opt(0, "seed of the world, its proxies and all random faults; 0 and 100 are kept apart", at_least=0)
+    only: list[str] = opt([], "these cases alone")
+    num_samples: int = opt(0, "training pairs for the probes of evaluate.py; 0: as many as it takes by itself", at_least=0)
+    work: str = opt("{home}/planted", "folder for the world and the proxies")
+    json: str = opt("", "write findings and numbers of all cases to this file")
     # fmt: on
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What planting a fault takes."""
+# ---- what a finding may say -----------------------------------------------------------------------
 
-    dataset: str
-    seed: int
-    paths: dict[str, str]  # of the dataset; "proxy" is the healthy one that is trained here
-    rng: random.Random
-    folder: Path  # for the files of this fault
+# These say what was seen, not why: true of many faults, so neither right nor wrong.
+OBSERVATIONS = {
+    "compressed_rewards",
+    "low_match",
+    "no_better_than_linear_probe",
+    "poor_generalization",
+    "random_match",
+    "rounding_hides_order",
+    "tied_rewards",
+    "training_failed",
+}
+# These are observations too, where the referee agrees.
+WORDS = {
+    "under-learned": lambda truth: truth["train_bits"] < scale.LEARNED,
+    "memorised": lambda truth: truth["train_bits"] > 2 * truth["bits"],
+    "squeezed": lambda truth: truth["scale"] > scale.CALIBRATED[1],
+    "overconfident": lambda truth: truth["scale"] < scale.CALIBRATED[0],
+}
+ADVICE = {  # what must not be advised -> how a text says it
+    "raise the rate": r"(raise|increase|higher)\b[^.;]{0,25}(\brate|--lr)\b",
+    "lower the rate": r"(lower|decrease|reduce)\b[^.;]{0,25}(\brate|--lr)\b",
+    "train longer": r"(train longer|more epochs|raise --epochs|--epochs 2 or more|longer training)",
+    "retrain": r"\btrain (it )?again\b",
+}
+NEGATION = r"(\bnot\b|\bno\b|n't\b|never|instead of|rather than|without)[^.;]{0,25}$"
+
+
+def is_advised(what: str, text: str) -> bool:
+    """Does the text advise this? "Do not raise the rate" does not."""
+    for found in re.finditer(ADVICE[what], text, re.IGNORECASE):
+        if not re.search(NEGATION, text[: found.start()], re.IGNORECASE):
+            return True
+    return False
+
+
+# ---- running and judging -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was said of a case. outcome: right, wrong, cannot tell, or left out."""
+
+    case: str
+    outcome: str
+    first: str  # id of the first error or warning; of the first note where there is none
+    severity: str
+    why: str
+    healthy: bool  # of HEALTHY
+    decidable: bool
+    findings: list[dict]
+    numbers: dict
+    truth: dict  # the referee's
 
 
 def main() -> None:
     cfg = parse(Config, __doc__)
-    healthy = Path(cfg.work, "healthy")
-    paths = dataset_paths(cfg.dataset) | {"proxy": str(healthy / "rm")}
-    rng = random.Random(cfg.seed)
-    plant, _ = FAULTS["healthy"]
-    plant(Bench(cfg.dataset, cfg.seed, paths, rng, healthy))  # faults of scoring and gold need it
-
-    print(f"{'planted':30}{'named first':28}{'in all':8}evidence")
-    rows = []
-    for name, (plant, wanted) in FAULTS.items():
-        if cfg.only and name not in cfg.only:
-            continue
-        bench = Bench(cfg.dataset, cfg.seed, paths, rng, Path(cfg.work, name))
-        findings = diagnose(bench, plant(bench))
-        named = findings[0]["id"] if findings else "no finding"
-        evidence = findings[0]["evidence"] if findings else ""
-        wanted = wanted or "no finding"
-        is_first = named == wanted
-        rows.append({"planted": name, "wanted": wanted, "findings": findings, "first": is_first})
-        print(f"{name:30}{named:28}{'right' if is_first else 'WRONG':8}{evidence}", flush=True)
-    print(f"{sum(row['first'] for row in rows)} of {len(rows)} named first")
     if cfg.json:
-        write_json(cfg.json, rows)
+        check_writable(cfg.json)
+    cases = chosen_cases(cfg)
+    if cfg.world == "real":
+        world = planting.real_world(Path(cfg.work), cfg.seeds, cfg.model)
+    else:
+        world = planting.toy_world(Path(cfg.work), cfg.seeds)
+
+    print(f"{'case':30}{'first finding':27}{'':9}{'outcome':13}why", flush=True)
+    results = []
+    for name in tqdm(cases, desc="cases", unit="case"):
+        try:
+            result = run_case(cfg, world, name)
+        except UserError as error:  # the other cases go on
+            result = not_judged(name, f"cannot be planted: {error}")
+        results.append(result)
+        tqdm.write(describe(result), file=sys.stdout)
+        sys.stdout.flush()
+        if cfg.json:  # what is there so far, too
+            write_json(cfg.json, [vars(one) for one in results])
+    print(f"\n{summary(results)}")
 
 
-def diagnose(bench: Bench, flags: list) -> list[dict]:
-    """The findings of evaluate.py with these flags."""
+def chosen_cases(cfg: Config) -> list[str]:
+    known = list(REAL) if cfg.world == "real" else [*FAULTS, *HEALTHY]
+    if cfg.world == "real" and not cfg.model:
+        raise UserError("--world real needs --model: the folder of a proxy that train.py wrote")
+    for name in cfg.only:
+        if name not in known:
+            raise UserError(f"--only {name}: no such case: there are {', '.join(known)}")
+    return [name for name in known if not cfg.only or name in cfg.only]
+
+
+def run_case(cfg: Config, world: World, name: str) -> Result:
+    healthy = name in HEALTHY
+    case = HEALTHY[name] if healthy else FAULTS[name]
+    rng = random.Random(f"{world.seed} {name}")
+    bench = Bench(world, TRAININGS, world.work / "cases" / name, rng)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    truth = referee_of(bench, case)
+    reason = left_out(case, truth, tampered(bench, case) or truth, healthy)
+    if reason:
+        return not_judged(name, reason, truth)
+    flags = plant(bench, case, min(case.size, REAL_SIZE) if cfg.model else case.size)
+    if cfg.num_samples:
+        flags += ["--num-samples", cfg.num_samples]
+    found = diagnose(bench, [*flags, "--dtype", case.dtype])
+    findings = found["findings"]
+    [model] = found["models"]
+    numbers = {key: value for key, value in model.items() if not isinstance(value, list)}
+    outcome, first, why = judge(case, findings, numbers, truth, healthy)
+    return Result(
+        name,
+        outcome,
+        first["id"] if first else "no finding",
+        first["severity"] if first else "",
+        why,
+        healthy,
+        case.decidable,
+        findings,
+        numbers,
+        truth,
+    )
+
+
+def not_judged(name: str, why: str, truth: dict | None = None) -> Result:
+    case = (FAULTS | HEALTHY)[name]
+    healthy = name in HEALTHY
+    return Result(name, "left out", "", "", why, healthy, case.decidable, [], {}, truth or {})
+
+
+def referee_of(bench: Bench, case: Case) -> dict:
+    """How good the case's proxy is, before anything else is changed; {} in the real world."""
+    if bench.world.proxy:
+        return {}
+    folder = Path(bench.proxy(case.proxy)).parent
+    return read_json(str(folder / "truth.json"))
+
+
+def tampered(bench: Bench, case: Case) -> dict:
+    """How good the proxy is once its folder was tampered with; {} where it was not."""
+    if not case.tamper or bench.world.proxy:
+        return {}
+    pairs = Path(bench.proxy(case.proxy)).parent / "pairs.jsonl"
+    return planting.referee(bench.world, tampered_copy(bench, case), str(pairs))
+
+
+def tampered_copy(bench: Bench, case: Case) -> str:
+    copy = bench.folder / "rm"
+    planting.copy_model(bench.proxy(case.proxy), copy)
+    case.tamper(Bench(bench.world, bench.trainings, bench.folder, random.Random(0)), copy)
+    return str(copy)
+
+
+def left_out(case: Case, truth: dict, truth_of_fault: dict, healthy: bool) -> str:
+    """Why a case does not count; "" where it does."""
+    if not truth:
+        return ""
+    settings = TRAININGS[case.proxy].flags
+    asked_for = "--label-temperature" in settings or "--label-smoothing" in settings
+    if healthy and not planting.is_healthy(truth, asked_for):
+        return f"not healthy by the referee: {in_words(truth)}"
+    if case.harm and not case.harm(truth_of_fault):
+        return f"did no harm by the referee: {in_words(truth_of_fault)}"
+    return ""
+
+
+def in_words(truth: dict) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in truth.items())
+
+
+def plant(bench: Bench, case: Case, size: int) -> list:
+    """Make the files of a case; the flags of evaluate.py diagnose for them."""
+    model = bench.proxy(case.proxy)
+    if case.sampling:
+        files = planting.sample_test_files(bench, size, case.sampling)
+    else:
+        files = planting.write_test_files(bench, size, case.responses, case.texts)
+    if case.gold:
+        gold = np.array(read_rewards(str(files.gold)))
+        made_by = read_run_file(str(files.gold)) or {}
+        if case.gold_by_proxy:
+            made_by = made_by | {"config": made_by.get("config", {}) | {"model_name": model}}
+        planting.write_rewards(files.gold, case.gold(gold, files, bench), made_by, files)
+    if case.tamper:
+        model = tampered_copy(bench, case)
+    proxy = ["--models", model]
+    if case.rewards:
+        rewards = planting.write_proxy_rewards(bench, model, files, case.rewards, case.dtype)
+        proxy = ["--rewards-path", rewards]
+    texts = ["--prompts-path", files.prompts, "--responses-path", files.responses]
+    return [*proxy, "--gold-path", files.gold, *texts]
+
+
+def diagnose(bench: Bench, flags: list) -> dict:
+    """What evaluate.py diagnose writes with --json, run in this process.
+
+    Where it refuses the files, its message is the one finding, an error with the id "refused"; any
+    other exception is one with the id "crashed".
+    """
+    import evaluate
+
     found = bench.folder / "findings.json"
     outputs = ["--report", bench.folder / "report.html", "--json", found]
-    run("evaluate.py", "diagnose", "--dataset", bench.dataset, *outputs, *flags)
-    return read_json(str(found))["findings"]
+    words = ["diagnose", "--dataset", bench.world.dataset, *outputs, *flags]
+    try:
+        with planting.quietly(bench.folder / "log.txt"):
+            evaluate.main([str(word) for word in words])
+    except Exception as error:
+        name = "refused" if isinstance(error, UserError) else "crashed"
+        words = f"{type(error).__name__}: {error}"
+        with open(bench.folder / "log.txt", "a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+        finding = {"id": name, "severity": "error", "evidence": words, "advice": ""}
+        return {"findings": [finding], "models": [{}]}
+    return read_json(str(found))
 
 
-def run(script: str, *arguments) -> None:
-    words = [str(argument) for argument in arguments]
-    command = [sys.executable, str(REPOSITORY / script), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{script} {' '.join(words)}: {done.stderr.strip()[-1500:]}")
+def judge(
+    case: Case, findings: list[dict], numbers: dict, truth: dict, healthy: bool = False
+) -> tuple[str, dict | None, str]:
+    """(outcome, the finding that decided, why) of what was said.
 
-
-def read_lines(path: str) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
-# ---- ways to plant: each returns plant(bench) -> the flags with which it is diagnosed ----------
-
-
-def trained(*flags: str, patch: str = "", change=None):
-    """A proxy trained with these flags.
-
-    patch: name of a function of this file that replaces a function of train.py.
-    change: (rows of the pairs file, bench) -> rows.
+    findings: in their order, each with id, severity and advice. numbers: the diagnosis's.
+    truth: the referee's, of the proxy before its files were changed; {} in the real world.
     """
+    serious = [finding for finding in findings if finding["severity"] in ("error", "warning")]
+    first = serious[0] if serious else None
+    shown = first or (findings[0] if findings else None)
+    if healthy:
+        if first:
+            return "wrong", first, "a healthy run is accused"
+        return "right", shown, ""
 
-    def plant(bench: Bench) -> list:
-        data = bench.paths["pairs"]
-        if change:
-            data = str(bench.folder / "pairs.jsonl")
-            write_jsonl(data, change(read_lines(bench.paths["pairs"]), bench))
-        model = bench.folder / "rm"
-        if not (model / "config.json").exists():
-            script = [__file__, "--patched", patch] if patch else ["train.py"]
-            files = ["--dataset", bench.dataset, "--data-path", data, "--output-dir", model]
-            run(*script, *files, "--seed", bench.seed, *TRAIN, *flags)
-        return ["--models", model]
+    accepted = {fault for name in case.accept for fault in NAMES[name]}
+    for finding in findings:
+        for what in case.forbid:
+            if is_advised(what, finding.get("advice", "")):
+                return "wrong", shown, f"{finding['id']} advises to {what}"
+    if first and first["id"] in accepted:
+        return "right", first, ""
+    if first and first["id"] in ("refused", "crashed"):
+        named = case.refusal and case.refusal in first["evidence"]
+        return "right" if named else "wrong", first, first["evidence"]
+    named_in_note = [finding for finding in findings if finding["id"] in accepted]
+    if case.note and not first and named_in_note:
+        return "right", named_in_note[0], "in a note"
+    if first and is_observation(first["id"], truth):
+        return "cannot tell", first, "no cause is named"
+    if first:
+        place = [finding["id"] for finding in findings].index
+        later = [f"{one['id']} is number {place(one['id']) + 1}" for one in named_in_note]
+        return "wrong", first, "; ".join(later) or f"planted: {', '.join(case.accept)}"
+    if not case.decidable or says_cannot_tell(case, findings, numbers):
+        return "cannot tell", shown, "no cause is named"
+    return "wrong", shown, "silent: no error, no warning"
 
-    return plant
+
+def is_observation(name: str, truth: dict) -> bool:
+    """Does this finding say what was seen, and truly, but not why?"""
+    if name in OBSERVATIONS:
+        return True
+    if not truth:
+        return False
+    return any(name in NAMES[word] and is_so(truth) for word, is_so in WORDS.items())
 
 
-def scored(change):
-    """The healthy proxy's rewards by label.py, changed.
+def says_cannot_tell(case: Case, findings: list[dict], numbers: dict) -> bool:
+    """Does the diagnosis itself say that it cannot tell, of what was planted?
 
-    change: (rows, scorer, conversations, rng) -> rows.
+    A word of scale or learning is such an answer where scale or learning was changed.
     """
-
-    def plant(bench: Bench) -> list:
-        from rmood.scoring import load_scorer
-
-        paths = bench.paths
-        rewards = str(bench.folder / "rewards.json")
-        files = ["--model-name", paths["proxy"], "--target-path", rewards]
-        flags = ["--dataset", bench.dataset, "--split", "test", "--dtype", "float32"]
-        run("label.py", *files, *flags)
-        prompts = read_prompts(paths["test_prompts"])
-        responses = read_responses(paths["test_responses"])
-        conversations = join_conversations(prompts, responses)
-        scorer = load_scorer(paths["proxy"])
-        write_json(rewards, change(read_rewards(rewards), scorer, conversations, bench.rng))
-        return ["--rewards-path", rewards]
-
-    return plant
-
-
-def gold(change):
-    """The healthy proxy against a gold file that was changed: (rows, rng) -> rows."""
-
-    def plant(bench: Bench) -> list:
-        paths = bench.paths
-        path = bench.folder / "gold.json"
-        write_json(str(path), change(read_rewards(paths["test_rewards"]), bench.rng))
-        texts = ["--prompts-path", paths["test_prompts"]]
-        texts += ["--responses-path", paths["test_responses"]]
-        return ["--models", paths["proxy"], "--gold-path", path, *texts]
-
-    return plant
-
-
-# ---- faults of the pairs -----------------------------------------------------------------------
-
-
-def flip(share: float):
-    """Swap chosen and rejected in a share of the pairs; gold's rewards stay where they are."""
-
-    def change(rows: list[dict], bench: Bench) -> list[dict]:
-        for row in rows:
-            if bench.rng.random() < share:
-                row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
-        return rows
-
-    return change
-
-
-def shuffled_labels(rows: list[dict], bench: Bench) -> list[dict]:
-    """As preprocess.py makes them of a gold file in another order."""
-    rewards = [(row["chosen_reward"], row["rejected_reward"]) for row in rows]
-    bench.rng.shuffle(rewards)
-    rows = flip(0.5)(rows, bench)
-    for row, (chosen, rejected) in zip(rows, rewards):
-        row["chosen_reward"] = chosen
-        row["rejected_reward"] = rejected
-    return rows
-
-
-def test_prompts_too(rows: list[dict], bench: Bench) -> list[dict]:
-    """Half of the test pairs as well, without their row in the test prompts."""
-    extra = read_lines(bench.paths["test_pairs"])
-    for row in extra:
-        row.pop("index", None)
-    return rows + extra[: len(extra) // 2]
-
-
-# ---- faults of scoring -------------------------------------------------------------------------
-
-
-def shuffle_rows(rows, scorer, conversations, rng):
-    rng.shuffle(rows)
-    return rows
-
-
-def read_as(change):
-    """The reward at the last token of changed token ids: change(row, tokenizer) -> row."""
-
-    def rewards(rows, scorer, conversations, rng):
-        from rmood.diagnosis.probes import last_rewards
-
-        groups, _ = scorer.groups(conversations)
-        changed = [[change(row, scorer.tokenizer) for row in group.rows] for group in groups]
-        return [last_rewards(scorer, row).tolist() for row in changed]
-
-    return rewards
-
-
-def as_plain_text(rows, scorer, conversations, rng):
-    from rmood.diagnosis.probes import last_rewards, plain_texts
-    from rmood.tokenization import encode
-
-    texts = [[plain_texts(conversation)[1] for conversation in row] for row in conversations]
-    return [last_rewards(scorer, encode(row, scorer.tokenizer)).tolist() for row in texts]
-
-
-def with_dropout(rows, scorer, conversations, rng):
-    """Rewards of a model in training mode: noise in every hidden state."""
-    import torch
-
-    def drop(module, arguments, output):
-        return torch.nn.functional.dropout(output, 0.1)
-
-    scorer.model.backbone.get_input_embeddings().register_forward_hook(drop)
-    return scorer.score(conversations)
-
-
-def other_template(bench: Bench) -> list:
-    template = Path(bench.paths["proxy"], "chat_template.jinja").read_text()
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    path = bench.folder / "other.jinja"
-    path.write_text(template.replace("<|im_end|>\\n", "<|im_end|>"))
-    return ["--models", bench.paths["proxy"], "--chat-template", path]
-
-
-# ---- faults of gold ----------------------------------------------------------------------------
-
-
-def shuffled(rows: list[list[float]], rng: random.Random) -> list[list[float]]:
-    return rng.sample(rows, len(rows))
-
-
-def clipped(rows: list[list[float]], rng: random.Random) -> list[list[float]]:
-    return [[max(-1.0, min(1.0, reward)) for reward in row] for row in rows]
-
-
-def rounded(rows: list[list[float]], rng: random.Random) -> list[list[float]]:
-    return [[float(reward > 5) for reward in row] for row in rows]
-
-
-# ---- faults of train.py: one of its functions replaced, in a process of its own ----------------
-
-
-def change_rows(train, change) -> None:
-    """Replace train.encode_rendered: change(row, tokenizer) -> row, of token ids."""
-    encode_rendered = train.encode_rendered
-
-    def changed(conversations, tokenizer):
-        rows = encode_rendered(conversations, tokenizer)
-        return [array("i", change(row, tokenizer)) for row in rows]
-
-    train.encode_rendered = changed
-
-
-def pad_is_scored(train) -> None:
-    rng = random.Random(0)
-
-    def with_pads(row, tokenizer):
-        return [*row, *[tokenizer.pad_token_id] * rng.randint(1, 8)]
-
-    change_rows(train, with_pads)
-
-
-def token_before_eos_is_scored(train) -> None:
-    change_rows(train, lambda row, tokenizer: row[:-2])
-
-
-def rows_are_cut(train) -> None:
-    change_rows(train, lambda row, tokenizer: row[:30])
-
-
-def no_template(train) -> None:
-    from rmood.diagnosis.probes import plain_texts
-    from rmood.tokenization import encode
-
-    def encode_plain(conversations, tokenizer):
-        return encode([plain_texts(conversation)[1] for conversation in conversations], tokenizer)
-
-    train.encode_rendered = encode_plain
-
-
-def backbone_is_frozen(train) -> None:
-    import torch
-
-    build_optimizer = train.build_optimizer
-
-    def of_the_head(model, *arguments, **options):
-        optimizer = build_optimizer(model, *arguments, **options)
-        step = optimizer.step
-        weights = list(model.backbone.parameters())
-
-        def step_of_the_head() -> None:
-            before = [weight.detach().clone() for weight in weights]
-            step()
-            with torch.no_grad():
-                for weight, old in zip(weights, before):
-                    weight.copy_(old)
-
-        optimizer.step = step_of_the_head
-        return optimizer
-
-    train.build_optimizer = of_the_head
-
-
-def pairs_are_centred(train) -> None:
-    """Add (r_chosen + r_rejected)^2 to the loss of each pair."""
-    pair_losses = train.pair_losses
-
-    def with_centred_pairs(rewards, gold_margin, center, options):
-        losses = pair_losses(rewards, gold_margin, center, options)
-        return losses + rewards.sum(dim=1) ** 2
-
-    train.pair_losses = with_centred_pairs
-
-
-def dropout_is_on(train) -> None:
-    import torch
-
-    meta_reward_model = train.meta_reward_model
-
-    def drop(module, arguments, output):
-        return torch.nn.functional.dropout(output, 0.3, module.training)
-
-    def with_dropout(*arguments, **options):
-        model, source = meta_reward_model(*arguments, **options)
-        model.config.attention_dropout = 0.3
-        for layer in model.backbone.layers:
-            layer.mlp.register_forward_hook(drop)
-        return model, source
-
-    train.meta_reward_model = with_dropout
-
-
-FAULTS = {  # name: how it is planted, the finding wanted first
-    "healthy": (trained(), None),
-    # settings
-    "rate_too_low": (trained("--lr", "5e-5"), "learning_rate_too_low"),
-    "rate_too_low_but_less": (trained("--lr", "1e-4"), "learning_rate_too_low"),
-    "too_few_epochs": (trained("--epochs", "1"), "too_few_epochs"),
-    "pure_bf16": (trained("--precision", "bf16", "--lr", "2e-4"), "bf16_updates_lost"),
-    # what is read
-    "pad_scored_in_training": (trained(patch="pad_is_scored"), "wrong_scored_token"),
-    "token_before_eos_in_training": (
-        trained(patch="token_before_eos_is_scored"),
-        "wrong_scored_token",
-    ),
-    "pad_scored_at_scoring": (
-        scored(read_as(lambda row, tokenizer: [*row, tokenizer.pad_token_id])),
-        "wrong_scored_token",
-    ),
-    "token_before_eos_at_scoring": (
-        scored(read_as(lambda row, tokenizer: row[:-2])),
-        "wrong_scored_token",
-    ),
-    "cut_in_training": (trained(patch="rows_are_cut"), "closing_token_cut"),
-    "cut_at_scoring": (scored(read_as(lambda row, tokenizer: row[:36])), "closing_token_cut"),
-    "long_pairs_left_out": (trained("--max-length", "40"), "closing_token_cut"),
-    "no_template_in_training": (trained(patch="no_template"), "chat_template_missing"),
-    "no_template_at_scoring": (scored(as_plain_text), "chat_template_missing"),
-    "other_template_at_scoring": (other_template, "chat_template_differs"),
-    # labels and their order
-    "20%_flipped": (trained(change=flip(0.2)), "noisy_labels"),
-    "all_flipped": (trained(change=flip(1.0)), "labels_flipped"),
-    "labels_shuffled": (trained(change=shuffled_labels), "rewards_shuffled"),
-    "rewards_shuffled": (scored(shuffle_rows), "rewards_shuffled"),
-    "gold_shuffled": (gold(shuffled), "rewards_shuffled"),
-    # training
-    "backbone_frozen": (trained(patch="backbone_is_frozen"), "backbone_frozen"),
-    "dropout_in_training": (trained(patch="dropout_is_on"), "dropout_left_on"),
-    "dropout_at_scoring": (scored(with_dropout), "dropout_left_on"),
-    "centred_by_pair": (trained(patch="pairs_are_centred"), "rewards_overcentred"),
-    "test_prompts_in_training": (trained(change=test_prompts_too), "duplicate_prompts"),
-    # gold
-    "gold_clipped": (gold(clipped), "gold_saturated"),
-    "gold_rounded": (gold(rounded), "gold_nearly_constant"),
-}
-
-
-def train_patched() -> None:
-    """This file again, as the process that trains with one function of train.py replaced."""
-    patch = sys.argv[2]
-    sys.argv = ["train.py", *sys.argv[3:]]
-    import train
-
-    globals()[patch](train)
-    run_script(train.main)
+    texts = [f"{finding['id']} {finding.get('evidence', '')}" for finding in findings]
+    if set(case.accept) & set(WORDS):
+        texts += [str(value) for name, value in numbers.items() if name.endswith("_word")]
+    return any("cannot tell" in text.replace("_", " ") for text in texts)
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def describe(result: Result) -> str:
+    outcome = "WRONG" if result.outcome == "wrong" else result.outcome
+    return f"{result.case:30}{result.first:27}{result.severity:9}{outcome:13}{result.why}"
+
+
+def summary(results: list[Result]) -> str:
+    """The totals, in lines."""
+    lines = []
+    for words, decidable in (("faults", True), ("faults that cannot be decided", False)):
+        group = [one for one in results if not one.healthy and one.decidable == decidable]
+        counts = Counter(one.outcome for one in group)
+        judged = len(group) - counts["left out"]
+        if not judged:
+            continue
+        parts = [share(counts[name], judged, name) for name in ("right", "wrong", "cannot tell")]
+        silent = sum(one.why.startswith("silent") for one in group)
+        lines.append(f"{judged} {words}: {', '.join(parts)} ({silent} of the wrong ones silent)")
+        if counts["left out"]:
+            lines.append(f"{counts['left out']} {words} left out")
+    healthy = [one for one in results if one.healthy and one.outcome != "left out"]
+    if healthy:
+        errors = sum(one.severity == "error" for one in healthy)
+        warned = sum(one.severity in ("error", "warning") for one in healthy)
+        lines.append(
+            f"{len(healthy)} healthy runs: {share(errors, len(healthy), 'with an error')}, "
+            f"{share(warned, len(healthy), 'with an error or a warning')}"
+        )
+        lines.append(f"{sum(one.healthy for one in results) - len(healthy)} healthy runs left out")
+    return "\n".join(lines)
+
+
+def share(count: int, total: int, words: str) -> str:
+    return f"{count} {words} ({count / total:.1%})"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--patched"]:
-        train_patched()
-    else:
-        run_script(main)
+    run_script(main)

@@ -1,17 +1,20 @@
 """train.py beside TRL's RewardTrainer: do they compute the same training, and how fast?
 
     reads   pairs (--data-path; without it, made on the spot)
-            a tokenizer (--tokenizer-path; else trained on those pairs)
+            a model (--model; else a small Qwen3 with random weights) with its tokenizer
+            a tokenizer for the latter (--tokenizer-path; else trained on those pairs)
     writes  a table on stdout, the same numbers with --json PATH
             exit status 1 where a difference exceeds the tolerance
 
     python benchmarks/vs_trl.py --parity --json parity.json
+    python benchmarks/vs_trl.py --parity --model models/smollm2-135m-instruct --data-path FILE \
+        --max-length 160 --pairs 80 --batch-size 4 --epochs 1 --lr 5e-5
     python benchmarks/vs_trl.py --speed --json speed.json        under 10 minutes on 2 idle cores
 
 Needs the packages of benchmarks/requirements.txt, best in a separate environment.
 
---parity: both sides start from one saved sequence classifier (a small Qwen3, random weights and
-head) and run on the CPU in float32:
+--parity: both sides start from one saved sequence classifier (a small Qwen3 with random weights, or
+--model with a new head) and run on the CPU in float32:
     ours  the repository's train.py in a process of its own: packed passes; its metrics.jsonl and
           saved folder are read
     TRL   trl.RewardTrainer: its own tokenization, padding, pooling, loss, AdamW (adamw_torch_fused,
@@ -30,13 +33,17 @@ Differences, each at most TOLERANCE:
               models (ours through rmood.scoring, TRL's through transformers), over the largest
               |reward| of that step or model
     weight    of each tensor at the end, ||ours - TRL|| / ||TRL||
+Also printed: the median seconds of a step of each side, and their ratio. The two run one after the
+other: on a busy machine, look at --speed, where they take turns.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -51,11 +58,13 @@ import vs_trl_speed
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerFast,
     ProgressCallback,
     Qwen3Config,
     Qwen3ForSequenceClassification,
+    TrainerCallback,
 )
 from workload import import_trl
 
@@ -66,6 +75,7 @@ from rmood.files.rows import check_writable, write_json, write_jsonl
 from rmood.files.tables import read_pairs
 from rmood.schedule import learning_rate, warmup_steps
 from rmood.scoring import load_scorer
+from rmood.tokenization import encode_rendered
 
 TOLERANCE = 1e-4
 COMPARED = ("max_loss_diff", "max_reward_diff", "max_weight_diff")  # held to TOLERANCE
@@ -96,7 +106,9 @@ class Config:
     speed: bool = opt(False, "time both ways; it reads --steps, --device and --seed, --parity reads the other flags and --seed")
     json: str = opt("", "write the numbers to this file")
     data_path: str = opt("", "pairs to train on; none: made on the spot")
-    tokenizer_path: str = opt("", "a tokenizer with a chat template; none: a ChatML one trained on the pairs")
+    model: str = opt("", "a causal LM to start from, with its tokenizer; none: a small Qwen3 with random weights")
+    tokenizer_path: str = opt("", "a tokenizer with a chat template; none: --model's, or a ChatML one trained on the pairs")
+    max_length: int = opt(2048, "use only pairs whose conversations have at most so many tokens", at_least=8, at_most=2048)
     pairs: int = opt(256, "use at most this many of the pairs; rounded down to whole batches", at_least=8)
     batch_size: int = opt(16, "pairs per optimizer step", at_least=1)
     epochs: int = opt(4, "passes over the pairs", at_least=1)
@@ -153,19 +165,27 @@ def make_rows(count: int, seed: int) -> list[dict]:
 
 
 def read_rows(cfg: Config) -> list[dict]:
-    """{"chosen", "rejected"} a row, a whole number of batches; no other key, since TRL would read
-    some as settings."""
-    if cfg.data_path:
-        pairs = read_pairs(cfg.data_path)
-        rows = [{"chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
-    else:
-        rows = make_rows(cfg.pairs, cfg.seed)
-    count = min(len(rows), cfg.pairs) // cfg.batch_size * cfg.batch_size
+    """{"chosen", "rejected"} a row; no other key, since TRL would read some as settings."""
+    if not cfg.data_path:
+        return make_rows(cfg.pairs, cfg.seed)
+    pairs = read_pairs(cfg.data_path)
+    return [{"chosen": pair.chosen, "rejected": pair.rejected} for pair in pairs]
+
+
+def whole_batches(cfg: Config, rows: list[dict], tokenizer) -> list[dict]:
+    """The first --pairs rows that are short enough, a whole number of batches."""
+    short = []
+    for row in rows:
+        ids = encode_rendered([row["chosen"], row["rejected"]], tokenizer, ["chosen", "rejected"])
+        if max(map(len, ids)) <= cfg.max_length:
+            short.append(row)
+    count = min(len(short), cfg.pairs) // cfg.batch_size * cfg.batch_size
     if not count:
         raise UserError(
-            f"vs_trl.py: {len(rows)} pairs make no batch of {cfg.batch_size}: lower --batch-size"
+            f"vs_trl.py: {len(short)} pairs of at most {cfg.max_length} tokens make no batch of "
+            f"{cfg.batch_size}: lower --batch-size, or raise --max-length"
         )
-    return rows[:count]
+    return short[:count]
 
 
 def make_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
@@ -192,9 +212,23 @@ def make_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
     )
 
 
-def save_classifier(cfg: Config, tokenizer, folder: Path) -> int:
-    """A Qwen3 sequence classifier with random weights and head, float32; returns its number of
-    parameters."""
+def save_classifier(cfg: Config, tokenizer, folder: Path):
+    """--model with a new head, or a Qwen3 classifier with random weights: float32; returns it."""
+    torch.manual_seed(cfg.seed)
+    if cfg.model:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            cfg.model, num_labels=1, dtype=torch.float32
+        )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+    else:
+        model = random_qwen3(cfg, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def random_qwen3(cfg: Config, tokenizer) -> Qwen3ForSequenceClassification:
     config = Qwen3Config(
         hidden_size=cfg.hidden_size,
         num_hidden_layers=4,
@@ -210,11 +244,7 @@ def save_classifier(cfg: Config, tokenizer, folder: Path) -> int:
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    torch.manual_seed(cfg.seed)
-    model = Qwen3ForSequenceClassification(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model.num_parameters()
+    return Qwen3ForSequenceClassification(config)
 
 
 # ---- the two trainings ---------------------------------------------------------------------------
@@ -225,7 +255,7 @@ class Outcome:
     """What one side's training ended with.
 
     steps: for each step loss, reward_mean, reward_min, reward_max, grad_norm, accuracy,
-        learning_rate
+        learning_rate, seconds
     rewards: (B, 2) of the final model for all pairs in file order, chosen first
     weights: by transformers' names
     """
@@ -266,6 +296,8 @@ def train_ours(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outc
 
     lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
     steps = [line for line in lines if "loss" in line]  # not the lines of an epoch
+    for step in steps:
+        step["seconds"] = cfg.batch_size / step["pairs_per_s"]
     scorer = load_scorer(str(output), dtype="float32", max_length=MAX_LENGTH)
     conversations = [[row["chosen"], row["rejected"]] for row in rows]
     rewards = torch.tensor(scorer.score(conversations, desc="scoring, ours"))  # (B, 2)
@@ -291,6 +323,16 @@ def train_trl(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outco
 
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
             return self.lr_scheduler
+
+    seconds = []  # of each step, as train.py counts them: from log to log
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *args, **kwargs):
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            seconds.append(time.perf_counter() - self.began)
+            self.began = time.perf_counter()
 
     class QuietBar(ProgressCallback):
         def on_log(self, *args, **kwargs):  # it would print every step's numbers
@@ -319,6 +361,7 @@ def train_trl(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outco
     trainer = SameRates(model=str(start), args=args, train_dataset=dataset)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(QuietBar)
+    trainer.add_callback(Clock())
     trainer.train()
 
     names = {"mean_reward": "reward_mean", "min_reward": "reward_min", "max_reward": "reward_max"}
@@ -326,6 +369,8 @@ def train_trl(cfg: Config, rows: list[dict], start: Path, folder: Path) -> Outco
     for line in trainer.state.log_history:
         if "loss" in line:
             steps.append({names.get(name, name): value for name, value in line.items()})
+    for step, taken in zip(steps, seconds):
+        step["seconds"] = taken
     rewards = score_with_trl(trainer, order[: len(rows)], cfg.batch_size)
     weights = {name: weight.detach() for name, weight in trainer.model.state_dict().items()}
     return Outcome(steps, rewards, weights)
@@ -385,15 +430,30 @@ def compare(ours: Outcome, trl: Outcome, start: dict[str, torch.Tensor]) -> dict
     }
 
 
+def compare_speed(ours: list[dict], trl: list[dict]) -> dict[str, float]:
+    """Median seconds of the steps after the first, and how many times as long TRL takes."""
+    medians = []
+    for steps in (ours, trl):
+        medians.append(statistics.median([step["seconds"] for step in steps[1:] or steps]))
+    return {
+        "seconds_ours": medians[0],
+        "seconds_trl": medians[1],
+        "ratio": medians[1] / medians[0],
+    }
+
+
 def parity(cfg: Config, folder: Path) -> tuple[dict, bool]:
     """The numbers, and whether all differences are within the tolerance; prints them."""
     rows = read_rows(cfg)
-    if cfg.tokenizer_path:
-        tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer_path)
+    if cfg.tokenizer_path or cfg.model:
+        tokenizer = AutoTokenizer.from_pretrained(cfg.tokenizer_path or cfg.model)
     else:
         tokenizer = make_tokenizer(rows)
+    rows = whole_batches(cfg, rows, tokenizer)
     start = folder / "start"
-    parameters = save_classifier(cfg, tokenizer, start)
+    model = save_classifier(cfg, tokenizer, start)
+    parameters, kind = model.num_parameters(), type(model).__name__
+    del model
     ours = train_ours(cfg, rows, start, folder)
     trl = train_trl(cfg, rows, start, folder)
     differences = compare(ours, trl, load_file(start / "model.safetensors"))
@@ -403,23 +463,32 @@ def parity(cfg: Config, folder: Path) -> tuple[dict, bool]:
 
     print(
         f"{len(rows)} pairs, {cfg.epochs} epochs, {differences['steps']} steps of "
-        f"{cfg.batch_size}; Qwen3 of {parameters:,} parameters, float32 on the CPU"
+        f"{cfg.batch_size}; {kind} of {parameters:,} parameters, float32 on the CPU"
     )
     print("; ".join(f"{name} {number}" for name, number in versions.items()))
     print_steps(ours.steps, trl.steps)
     print_differences(differences)
-    numbers = differences | {
-        "tolerance": TOLERANCE,
-        "relative": RELATIVE_TO,
-        "equal": equal,
-        "parameters": parameters,
-        "pairs": len(rows),
-        "versions": versions,
-        "losses": {
-            "train.py": [step["loss"] for step in ours.steps],
-            "trl": [step["loss"] for step in trl.steps],
-        },
-    }
+    speed = compare_speed(ours.steps, trl.steps)
+    print(
+        f"median seconds a step: train.py {speed['seconds_ours']:.2f}, TRL "
+        f"{speed['seconds_trl']:.2f}: ratio {speed['ratio']:.2f}, both in float32"
+    )
+    numbers = (
+        differences
+        | speed
+        | {
+            "tolerance": TOLERANCE,
+            "relative": RELATIVE_TO,
+            "equal": equal,
+            "parameters": parameters,
+            "pairs": len(rows),
+            "versions": versions,
+            "losses": {
+                "train.py": [step["loss"] for step in ours.steps],
+                "trl": [step["loss"] for step in trl.steps],
+            },
+        }
+    )
     return numbers, equal
 
 

@@ -6,8 +6,8 @@ writes  models/toy-compressed-1 ... -4, reports/compressed_rewards.html (plots),
 python examples/compressed_rewards.py          about four minutes on 2 cores
 
 The failing run keeps its weights in pure bf16 and learns at a low rate, as the reference pipeline's
-first proxy did. Then, one after the other: float32 weights under bf16 or float32 compute; five
-times the rate; twice the epochs. Every run starts from the same SFT model with the same pairs in
+first proxy did. Then, one after the other: float32 weights (with bf16 compute); five times the
+rate; twice the epochs. Every run starts from the same SFT model with the same pairs in
 the same order. docs/compressed_rewards.md explains the table.
 """
 
@@ -36,8 +36,9 @@ COLUMNS = (  # heading, width
     ("spread / gold", 15),
     ("lost", 7),
     ("kept", 7),
-    ("loss", 7),
-    ("accuracy", 10),
+    ("scale", 21),
+    ("bits held out", 21),
+    ("bits train", 12),
 )
 
 
@@ -84,8 +85,9 @@ def cells(n: dict) -> list[str]:
         f"{n['spread_ratio']:.3f}",
         f"{n['lost_updates']:.0%}",
         f"{n['update_kept']:.2f}",
-        f"{n['last_loss']:.3f}",
-        f"{n['last_accuracy']:.3f}",
+        f"{n['scale']:.2f} ({n['scale_low']:.2f} to {n['scale_high']:.2f})",
+        f"{n['bits']:.2f} ({n['bits_low']:.2f} to {n['bits_high']:.2f})",
+        f"{n['train_bits']:.2f}",
     ]
 
 

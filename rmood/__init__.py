@@ -13,6 +13,17 @@ In a notebook:
 """
 
 import importlib
+import os
+
+# What torch reads from the environment when it is imported: whoever imports torch first does
+# without. What the user has set stays.
+if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same setting
+    # CUDA memory in pieces that can grow, as passes differ in size.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+if "OMP_WAIT_POLICY" not in os.environ:
+    # How long a CPU thread of OpenMP waits busily for the others before it sleeps. By default some
+    # milliseconds: beside other jobs they take the core from the thread that is waited for.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # Public names, each with the module it comes from. They are imported when first used: torch and
 # transformers take seconds, and comparing two rewards files needs neither.

@@ -218,16 +218,18 @@ attend.register_autograd(_backward, setup_context=_save_for_backward)
 
 @dataclass(frozen=True)
 class Rows:
-    """The conversations as rows of similar length, in blocks; P tokens with all padding.
+    """The conversations as right-padded rows, in blocks of similar length; P tokens in all rows,
+    padding included.
 
-    A token of a prompt is in several rows. Its output is the same in each: one is its own, and
-    only there has it a gradient. Padding is the row's own last token: if it were one token for all
-    rows, their gradients (zeros) would be added up at one address.
+    A prompt's token occurs in the row of each response, with the same output. It is read from one
+    row, `own`, and only that row receives its gradient. A row is padded by repeating its last
+    token. With one padding token for all rows, index_add_ would add all their (zero) gradients to
+    one memory location, one after another.
     """
 
     shapes: list[tuple[int, int]]  # (n, L) of each block
-    index: Tensor  # (P,) which of the T tokens
-    own: Tensor  # (T,) which of the P is each token's own
+    index: Tensor  # (P,) of the T tokens
+    own: Tensor  # (T,) of the P: where each token's output is read
 
     def gather(self, x: Tensor) -> list[Tensor]:
         """(T, heads, d) -> (n, heads, L, d) of each block"""

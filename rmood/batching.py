@@ -144,11 +144,15 @@ def plan_step(
 def largest_planned_pass(
     tokens: list[int], steps: list[np.ndarray], tokens_per_pass: int, world_size: int
 ) -> tuple[int, bool]:
-    """No pass of these steps, as plan_step makes them, has more tokens; whether each step is one
-    pass of a process.
+    """(tokens, one_pass): no pass of these steps, as plan_step makes them, has more tokens; and
+    whether every step is one pass of each process.
 
-    Longest processing time first leaves no pass with more than the mean of all passes and the
-    longest pair (Graham 1969).
+    Longest processing time first leaves no pass with more than the mean of all passes plus the
+    longest pair (Graham 1969). This bound is what train.py tries before the first step, rather than
+    a pass of exactly --tokens-per-pass tokens: no pass of the run exceeds it, so memory that holds
+    it holds the run, and a run whose largest step is 3,000 tokens need not fit 16,384. It is at
+    most tokens_per_pass. Passes that score held-out pairs may be larger, but keep nothing for a
+    backward pass.
     """
     counts = np.array(tokens)
     largest = 0
@@ -197,6 +201,6 @@ def check_budget(
     if tokens > tokens_per_pass:
         number = longest if numbers is None else numbers[longest]
         raise UserError(
-            f"{what} {number} has {tokens:,} tokens, a pass only {tokens_per_pass:,}: "
-            "raise --tokens-per-pass or lower --max-length"
+            f"{what} {number} has {tokens:,} tokens, more than --tokens-per-pass "
+            f"{tokens_per_pass}: raise that, or lower --max-length"
         )

@@ -1,13 +1,15 @@
 """Write and resume a run.
 
     <output>/checkpoints/step-00000120/
-        shard-0-of-2.safetensors   each process's part of the weights and moments
+        shard-0-of-2.safetensors   each process's part of the trained weights and their moments
         state.safetensors          tensors that the loop remembers
         checkpoint.json            what else it remembers; the run's settings and inputs
 
 A checkpoint is written under a temporary name while training goes on, and renamed when all of it is
 on disk, so a half-written one is never chosen. Only safetensors and JSON are read. A part is rows
-of each tensor, so another number of processes can take them over. Only this module deletes them:
+of each tensor, so another number of processes can take them over. What is not trained (with
+--lora-rank: all but adapters and head) is read from the start model again. Only this module deletes
+checkpoints:
 older ones once a newer one is published, and all of them in `discard_checkpoints`.
 """
 
@@ -23,12 +25,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
 
 from .distributed import Process
 from .errors import UserError, one_line
-from .files.rows import read_json
-from .optim import fill_moments, local
+from .files.rows import fsync, read_json
+from .loading import fill_rows
+from .optim import fill_moments, local, trained_parameters
 from .sharding import shards_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -44,6 +46,9 @@ FREE_TO_CHANGE = {
     "trace",
     "device",
     "max_bad_steps",
+    "keep_epochs",
+    "rate_probe",
+    "rate_probe_steps",
     "output_dir",
     "data_path",  # compared by their hashes instead
     "eval_path",
@@ -133,7 +138,7 @@ class CheckpointWriter:
                 _save_tensors(tensors, temporary / name)
             if self.process.is_main:
                 (temporary / "checkpoint.json").write_text(facts)
-                _fsync(temporary / "checkpoint.json")
+                fsync(temporary / "checkpoint.json")
                 while not all((temporary / _shard_name(i, shards)).exists() for i in range(shards)):
                     time.sleep(0.02)  # another rank still writes, or failed and ends this run
                 self._publish(temporary, final)
@@ -143,7 +148,7 @@ class CheckpointWriter:
     def _publish(self, temporary: Path, final: Path) -> None:
         shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)
-        _fsync(final.parent)
+        fsync(final.parent)
         _open_checkpoint(final)  # readable: only now older ones may go
         for old in checkpoints(self.folder)[: -self.keep]:
             shutil.rmtree(old)
@@ -173,9 +178,9 @@ def save_checkpoint(
 
 
 def _parts(model: nn.Module, optimizer) -> dict[str, torch.Tensor]:
-    """This process's part of weights and moments, and the random state of its rounding."""
+    """This process's part of trained weights and moments, and the random state of its rounding."""
     parts = {}
-    for name, p in model.named_parameters():
+    for name, p in trained_parameters(model).items():
         parts[f"weight.{name}"] = local(p)
         for moment in MOMENTS:
             parts[f"{moment}.{name}"] = local(optimizer.state[p][moment])
@@ -199,15 +204,9 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """A file that appears under its name when all of it is on disk."""
     begun = path.with_suffix(".part")
     save_file(tensors, begun)
-    _fsync(begun)
+    fsync(begun)
     os.rename(begun, path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    fsync(path.parent)
 
 
 def checkpoints(folder: str) -> list[Path]:
@@ -246,11 +245,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer, state, run: dict) -
         if same_shards:
             local(target).copy_(parts[place.index].get_tensor(key))
         else:
-            _read_rows(parts, key, place, local(target))
+            fill_rows(target, [part.get_slice(key) for part in parts])
 
     fill_moments(model, optimizer, facts["updates"])
-    for name, p in model.named_parameters():
-        assert not isinstance(p, DTensor) or p.placements[-1] == Shard(0)
+    for name, p in trained_parameters(model).items():
         fill(p, f"weight.{name}")
         for moment in MOMENTS:
             fill(optimizer.state[p][moment], f"{moment}.{name}")
@@ -276,27 +274,6 @@ def _open_checkpoint(path: Path):
             f"{path}: the checkpoint cannot be read ({one_line(error)}): delete it, and "
             "--resume auto goes on from an earlier one or from the start"
         )
-
-
-def _read_rows(parts: list, key: str, place, target: torch.Tensor) -> None:
-    """target <- this process's rows of a tensor whose rows another number of shards wrote.
-
-    Rows are divided as torch.chunk and FSDP2 divide them. Only the rows needed are read.
-    """
-    slices = [part.get_slice(key) for part in parts]
-    lengths = [part.get_shape()[0] for part in slices]
-    rows = -(-sum(lengths) // place.count)
-    first = place.index * rows
-    filled = 0
-    start = 0  # of this part within the whole tensor
-    for part, length in zip(slices, lengths):
-        low = max(first, start)
-        high = min(first + len(target), start + length)
-        if low < high:
-            target[low - first : high - first].copy_(part[low - start : high - start])
-            filled += high - low
-        start += length
-    assert filled == len(target)
 
 
 def is_finished(folder: str) -> bool:
@@ -329,7 +306,10 @@ def check_same_run(before: dict, now: dict) -> None:
         )
 
 
-def _hashes(run: dict) -> dict[str, str]:
-    """Role -> SHA-256 of every input, and of the chat template."""
-    hashes = {role: file["sha256"] for role, file in run["inputs"].items()}
-    return hashes | {"chat template": run["template_sha256"]}
+def _hashes(run: dict) -> dict[str, str | None]:
+    """Role -> SHA-256 of every input's rows, of the chat template and of the start model."""
+    hashes = {}
+    for role, file in run["inputs"].items():
+        hashes[role] = file.get("rows_sha256", file.get("sha256"))
+    hashes["chat template"] = run["template_sha256"]
+    return hashes | {"start model": run.get("weights_fingerprint")}

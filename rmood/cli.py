@@ -7,8 +7,8 @@
     config = parse(Config, __doc__)
 
 A default such as "{pairs}" stands for a path of files/paths.py, chosen by --dataset and RMOOD_HOME.
-Flags are accepted with '-' or '_'. --config FILE takes the settings of a run file; flags beside it
-override them.
+Flags are accepted with '-' or '_', and by the names that other trainers have for the same setting
+(SAME_SETTINGS). --config FILE takes the settings of a run file; flags beside it override them.
 """
 
 import argparse
@@ -26,6 +26,74 @@ from .files.rows import read_json
 PATHS_NOTE = (
     "Default paths start from RMOOD_HOME (unset: the repository); --dataset NAME changes them all."
 )
+
+
+# Flags of TRL, transformers, LLaMA-Factory, OpenRLHF and vLLM that mean what a flag here means.
+SAME_SETTINGS = {
+    "--data": "--data-path",
+    "--dataset-path": "--data-path",
+    "--eval-data-path": "--eval-path",
+    "--learning-rate": "--lr",
+    "--lora-r": "--lora-rank",
+    "--max-epochs": "--epochs",
+    "--max-len": "--max-length",
+    "--max-new-tokens": "--max-tokens",
+    "--max-norm": "--max-grad-norm",
+    "--model": "--model-name",
+    "--model-name-or-path": "--model-name",
+    "--model-path": "--model-name",
+    "--num-train-epochs": "--epochs",
+    "--overwrite-output-dir": "--overwrite",
+    "--pretrain": "--model-name",
+    "--save-path": "--output-dir",
+    "--save-steps": "--save-every",
+    "--eval-steps": "--eval-every",
+    "--temp": "--temperature",
+    "--tp": "--tensor-parallel-size",
+    "--train-batch-size": "--batch-size",
+}
+_GLOBAL_BATCH = (
+    "--batch-size N is the number of pairs of an optimizer step on all processes together; passes "
+    "are cut to --tokens-per-pass"
+)
+_ALWAYS_SHARDED = "the model is always sharded by FSDP2: start with torchrun --nproc-per-node N"
+# ... and those that mean something else, with what there is here.
+OTHER_SETTINGS = {
+    "--adam-beta1": "AdamW's betas are 0.9 and 0.999",
+    "--adam-beta2": "AdamW's betas are 0.9 and 0.999",
+    "--bf16": "--precision mixed (float32 weights, bf16 compute) is the default on CUDA",
+    "--center-rewards-coefficient": "--centring W, whose term has another formula: see --help",
+    "--cutoff-len": "--max-length N; in training longer pairs are left out, not cut",
+    "--dataset-name": "--data-path owner/name[@revision][:split]",
+    "--ddp": _ALWAYS_SHARDED,
+    "--deepspeed": _ALWAYS_SHARDED,
+    "--eval-strategy": "--eval-every N; the held-out pairs are evaluated after each epoch anyway",
+    "--evaluation-strategy": "--eval-every N; after each epoch they are evaluated anyway",
+    "--flash-attn": "packed attention is always used",
+    "--fp16": "there is no fp16: --precision mixed computes in bf16",
+    "--fsdp": _ALWAYS_SHARDED,
+    "--gradient-accumulation-steps": _GLOBAL_BATCH,
+    "--gradient-checkpointing": "--activation-checkpointing on",
+    "--load-in-4bit": "weights are not quantized; docs/memory.md says what fits",
+    "--load-in-8bit": "weights are not quantized; docs/memory.md says what fits",
+    "--logging-steps": "--log-every N; loss and rewards are logged every step",
+    "--lr-scheduler-type": "the rate falls by a cosine to --min-lr-ratio of its peak",
+    "--max-seq-length": "--max-length N; in training longer pairs are left out, not cut",
+    "--max-steps": "--epochs N",
+    "--micro-train-batch-size": _GLOBAL_BATCH,
+    "--n": "--num-responses N",
+    "--per-device-eval-batch-size": "--tokens-per-pass N",
+    "--per-device-train-batch-size": _GLOBAL_BATCH,
+    "--report-to": "metrics.jsonl and TensorBoard files are always written",
+    "--resume-from-checkpoint": "--resume auto",
+    "--run-name": "--output-dir models/NAME",
+    "--save-strategy": "--save-every N, or --save-minutes N",
+    "--save-total-limit": "--keep N",
+    "--torch-dtype": "it is --precision in train.py, --dtype elsewhere",
+    "--use-peft": "--lora-rank N",
+    "--warmup-steps": "--warmup-ratio R, a share of the steps",
+    "--zero-stage": _ALWAYS_SHARDED,
+}
 
 
 def opt(default, help: str, *, group="", choices=None, above=None, at_least=None, at_most=None):
@@ -56,8 +124,8 @@ def parse(config_class, description: str, argv: list[str] | None = None, prog: s
     """
     if argv is None:
         argv = sys.argv[1:]
-    argv = [_with_hyphens(word) for word in argv]
     types = typing.get_type_hints(config_class)
+    argv = [_own_flag(_with_hyphens(word), types) for word in argv]
     parser = _make_parser(config_class, types, description, prog)
 
     values, unknown = parser.parse_known_args(argv)
@@ -78,9 +146,26 @@ def _with_hyphens(word: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
+def _own_flag(word: str, known: dict) -> str:
+    """--learning-rate=1e-5 -> --lr=1e-5, where the script has that setting.
+
+    known: the names of its settings.
+    """
+    flag, equals, value = word.partition("=")
+    own = SAME_SETTINGS.get(flag, flag)
+    has_other = flag.removeprefix("--").replace("-", "_") in known
+    has_own = own.removeprefix("--").replace("-", "_") in known
+    return own + equals + value if has_own and not has_other else word
+
+
 def _unknown_argument(parser: argparse.ArgumentParser, word: str) -> str:
     flag = word.partition("=")[0]
     known = [name for action in parser._actions for name in action.option_strings]
+    own = OTHER_SETTINGS.get(flag, "")
+    if own and (not own.startswith("--") or own.split()[0] in known):
+        return f"{parser.prog}: {flag} is another trainer's flag: here {own}"
+    if not word.startswith("-") and "--mix" in known:
+        return f"{parser.prog}: unknown argument {word}: further training pairs go behind --mix"
     near = difflib.get_close_matches(flag, known, n=1)
     advice = f"did you mean {near[0]}?" if near else f"see {parser.prog} --help"
     return f"{parser.prog}: unknown argument {word}: {advice}"

@@ -4,6 +4,7 @@ There is always a process group, also for one process, so no code asks whether i
 Every rank calls every collective; inside `if process.is_main` there is only writing and printing.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -50,6 +51,22 @@ class Process:
         Reading the result is what waits.
         """
         self.sum(torch.zeros(1, device=self.device)).item()
+
+    @contextlib.contextmanager
+    def local_main_first(self):
+        """On each machine local rank 0 runs the block first, then the others.
+
+        So one process fetches or computes what all of them then find on disk. Every rank runs it.
+        Where local rank 0 fails, the others try too, and fail likewise.
+        """
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if not is_first:
+            self.barrier()
+        try:
+            yield
+        finally:
+            if is_first:
+                self.barrier()
 
     def from_main(self, number: int) -> int:
         """Rank 0's number, on every rank."""

@@ -27,25 +27,26 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def run_script(main, go_on: str = "") -> None:
+def run_script(main, go_on: str = "", keeps: bool = True) -> None:
     """Run a script's main() and exit.
 
     main: returns the exit status.
     go_on: flags that the command needs to continue after an interruption, such as "--resume auto".
+    keeps: whether an interrupted run leaves work behind that the next one takes up.
 
     Bad input (UserError), a full disk, out of memory on the device: status 2, with one line on
     stderr. SIGINT and SIGTERM: status 130 and 143, with the command that continues the work. A bug:
     its traceback, status 1.
     """
     signal.signal(signal.SIGTERM, _raise_interrupt)
-    status, message, from_all = _outcome(main, go_on)
+    status, message, from_all = _outcome(main, go_on, keeps)
     # What main() had open is closed by now: a progress bar ends before the message.
     if message and (from_all or is_main_process()):
         print(message, file=sys.stderr)
     sys.exit(status)
 
 
-def _outcome(main, go_on: str) -> tuple[int, str, bool]:
+def _outcome(main, go_on: str, keeps: bool) -> tuple[int, str, bool]:
     """(exit status, message, does every process print it?) of main(). Raises only what is a bug."""
     try:
         return main(), "", False
@@ -56,13 +57,15 @@ def _outcome(main, go_on: str) -> tuple[int, str, bool]:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         command = _command_to_continue(go_on)
         message = f"\ninterrupted: finished work is kept; continue with: {command}"
+        if not keeps:
+            message = f"\ninterrupted: nothing was written; begin again with: {command}"
         return 128 + number, message, False
     except BrokenPipeError:  # the reader of stdout has gone, as in `evaluate.py match | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         return 128 + signal.SIGPIPE, "", False
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's; this module does not import it
-            return 2, _out_of_memory(error), True  # perhaps on this process's device alone
+            return 2, _out_of_memory(error, keeps), True  # perhaps on this process's device alone
         reason = _why_disk_is_full(error)
         if reason is None:
             raise
@@ -73,10 +76,10 @@ def _outcome(main, go_on: str) -> tuple[int, str, bool]:
         return 2, message, True  # the disk may be another machine's, and rank 0 not notice
 
 
-def _out_of_memory(error: Exception) -> str:
+def _out_of_memory(error: Exception, keeps: bool) -> str:
     return (
         f"{sys.argv[0]}: out of memory on the device ({one_line(error)}): lower --tokens-per-pass; "
-        "docs/memory.md says what fits; finished work is kept"
+        f"docs/memory.md says what fits{'; finished work is kept' if keeps else ''}"
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+import zlib
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,8 +15,12 @@ from torch.distributed.tensor import DTensor
 
 from .distributed import Process
 from .files.rows import fsync
+from .lora import adapted_modules, is_adapter, merge
 from .loss import LossOptions
 from .model import RewardModel
+from .optim import round_stochastically
+
+CHUNK = 1 << 24  # weights that are rounded at once
 
 
 def save_reward_model(
@@ -31,8 +36,9 @@ def save_reward_model(
 
     config.json is removed first and written last: a half-written folder does not load.
 
-    dtype: dtype of the stored backbone; the head stays float32. files: further files by name, such
-    as the model card. process: given where the model is sharded; every rank calls this, and rank 0
+    dtype: dtype of the stored backbone; the head stays float32. Adapters (lora.py) are merged into
+    their weights in float32 first. files: further files by name, such as the
+    model card. process: given where the model is sharded; every rank calls this, and rank 0
     writes. max_shard_size: bytes of a safetensors file, or "5GB"; rank 0 holds no more than one
     file, or one larger tensor, in host memory.
     """
@@ -63,6 +69,7 @@ def _write_weights(
 ) -> None:
     """model.safetensors, or model-00001-of-0000N.safetensors with an index."""
     weights = _classifier_weights(model)
+    adapters = {_stored_name(model, f"{n}.weight"): m for n, m in adapted_modules(model).items()}
     stored = {}  # as they will be in the files, without memory
     for name, weight in weights.items():
         kept = name == "score.weight" or not weight.is_floating_point()
@@ -72,10 +79,14 @@ def _write_weights(
     writes = process is None or process.is_main
     for file, names in split.filename_to_tensors.items():
         tensors = {}
-        for name in names:
-            whole = _gather(weights[name], stored[name].dtype, process)  # every rank takes part
+        for name in names:  # every rank takes part in gathering
+            whole = _gather(weights[name], process)
+            if name in adapters:
+                module = adapters[name]
+                a, b = _gather(module.lora_a, process), _gather(module.lora_b, process)
+                whole = merge(whole, a, b, module.scale)
             if writes:
-                tensors[name] = whole.cpu()
+                tensors[name] = rounded(whole, stored[name].dtype, name).cpu()
         if writes:
             save_file(tensors, folder / file, metadata={"format": "pt"})
     if writes and split.is_sharded:
@@ -83,11 +94,31 @@ def _write_weights(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _gather(weight: torch.Tensor, dtype: torch.dtype, process: Process | None) -> torch.Tensor:
-    """The whole of a weight that may be sharded, rounded before it is sent."""
+def _gather(weight: torch.Tensor, process: Process | None) -> torch.Tensor:
+    """The whole of a weight that may be sharded."""
+    weight = weight.detach()
     if isinstance(weight, DTensor):
-        weight = weight.to(process.device).to(dtype).full_tensor()
-    return weight.to(dtype).contiguous()
+        weight = weight.to(process.device).full_tensor()
+    return weight.contiguous()
+
+
+@torch.no_grad()
+def rounded(weight: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
+    """The weight in this dtype. From float32 to bf16 it is rounded stochastically.
+
+    Start weights are usually bf16 numbers, and most of a short training moves a weight by less than
+    half a step of bf16: rounded to the nearest, it would be back where it started. Stochastic
+    rounding keeps the update on average (optim.AdamWStochasticRounding). Its random numbers depend
+    on the tensor's name alone, so equal weights are saved as equal bytes.
+    """
+    if weight.dtype != torch.float32 or dtype != torch.bfloat16:
+        return weight.to(dtype)
+    generator = torch.Generator(weight.device).manual_seed(zlib.crc32(name.encode()))
+    result = torch.empty_like(weight, dtype=dtype)
+    for target, part in zip(result.view(-1).split(CHUNK), weight.view(-1).split(CHUNK)):
+        noise = torch.empty_like(part, dtype=torch.int32).random_(generator=generator)
+        target.copy_(round_stochastically(part, noise))
+    return result
 
 
 def _classifier_config(model: RewardModel, tokenizer, dtype: torch.dtype):
@@ -100,12 +131,16 @@ def _classifier_config(model: RewardModel, tokenizer, dtype: torch.dtype):
 
 
 def _classifier_weights(model: RewardModel) -> dict[str, torch.Tensor]:
-    """The weights by the names that transformers gives to a sequence classifier's."""
-    weights = model.state_dict()
-    head = weights.pop("score.weight")
-    prefix = model.backbone.base_model_prefix
-    named = {name.replace("backbone", prefix, 1): weight for name, weight in weights.items()}
-    return named | {"score.weight": head}
+    """The weights, but for adapters, by the names that transformers gives to a classifier's."""
+    weights = {}
+    for name, weight in model.state_dict().items():
+        if not is_adapter(name):
+            weights[_stored_name(model, name)] = weight
+    return weights
+
+
+def _stored_name(model: RewardModel, name: str) -> str:
+    return name.replace("backbone", model.backbone.base_model_prefix, 1)
 
 
 def _replace_files(source: Path, target: Path) -> None:
@@ -119,6 +154,20 @@ def _replace_files(source: Path, target: Path) -> None:
             fsync(target)  # all files that config.json needs are on disk before it
         os.replace(path, target / path.name)
     fsync(target)
+
+
+def kept_models(folder: str) -> list[Path]:
+    """The models that train.py keeps below its own: epoch-1, epoch-2, ... in order, then best."""
+    found = [path for path in Path(folder).glob("epoch-*") if path.name[6:].isdigit()]
+    found.sort(key=lambda path: int(path.name[6:]))
+    found.append(Path(folder, "best"))
+    return [path for path in found if (path / "config.json").exists()]
+
+
+def discard_kept_models(folder: str) -> None:
+    """Delete these: a new run begins in the folder."""
+    for path in kept_models(folder):
+        shutil.rmtree(path)
 
 
 HOW_TO_LOAD = """
@@ -151,7 +200,9 @@ def model_card(base: str, pairs: str, run: dict) -> str:
         _card_row(epoch, part, metrics)
         for epoch, parts in run["results"].items()
         for part, metrics in parts.items()
+        if "accuracy" in metrics  # not the learning curve
     )
+    how = _adapters(cfg) + _loss_options(cfg)
     return f"""\
 ---
 library_name: transformers
@@ -162,13 +213,25 @@ base_model: {base_model}
 
 Trained by the Bradley-Terry loss on {number_of_pairs} of {Path(pairs).name} with rmood:
 rate {cfg["lr"]:g}, {cfg["epochs"]} epochs, {cfg["batch_size"]} {unit} per step, seed {cfg["seed"]}.
-{_loss_options(cfg)}The reward is the one logit at the last token of the rendered chat template, in
-nats of log-odds; only differences between responses to one prompt mean something. Training numbers
-are of each pair before its update; the loss in the table is plain Bradley-Terry.
+{how}The reward is the one logit at the last token of the rendered chat template, in
+nats of log-odds; only differences between responses to one prompt mean something. The loss in the
+table is plain Bradley-Terry. running: each training pair before its update; train: a sample of the
+training pairs, scored after the epoch; eval: held-out pairs. bits: what it knows of the order of a
+pair, 0 to 1; scale: the factor that calibrates its margins (95% interval).
 
-| | part | loss | accuracy | reward mean | std | std within pairs | over gold's |
+| | part | loss | accuracy | bits | scale | reward std | std within pairs |
 |---|---|---|---|---|---|---|---|
 {results}{HOW_TO_LOAD}"""
+
+
+def _adapters(cfg: dict) -> str:
+    """In a line, with LoRA; "" without."""
+    if not cfg.get("lora_rank"):
+        return ""
+    return (
+        f"Trained by LoRA: rank {cfg['lora_rank']}, alpha {cfg['lora_alpha']:g}; "
+        "merged into the weights.\n"
+    )
 
 
 def _loss_options(cfg: dict) -> str:
@@ -181,14 +244,22 @@ def _loss_options(cfg: dict) -> str:
 
 
 def _card_row(epoch: str, part: str, metrics: dict) -> str:
+    def shown(name: str) -> str:
+        return "" if metrics.get(name) is None else f"{metrics[name]:.2f}"
+
+    scale = shown("scale")
+    if scale:
+        scale += f" ({shown('scale_low')} to {shown('scale_high')})"
+    elif shown("scale_low"):  # all pairs right: no scale is too large
+        scale = f"over {shown('scale_low')}"
     cells = [
         epoch,
         part,
         f"{metrics['loss']:.3f}",
         f"{metrics['accuracy']:.3f}",
-        f"{metrics['reward_mean']:.2f}",
-        f"{metrics['reward_std']:.2f}",
-        f"{metrics['std_within']:.2f}",
-        f"{metrics['spread_ratio']:.2f}" if "spread_ratio" in metrics else "unknown",
+        shown("bits"),
+        scale,
+        shown("reward_std"),
+        shown("std_within"),
     ]
     return "| " + " | ".join(cells) + " |\n"

@@ -11,8 +11,10 @@ a model that is not sharded.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from . import attention  # noqa: F401  registers the attention "rmood" with tran
 from .distributed import Process
 from .errors import UserError, one_line
 from .hub import check_complete, model_folder
+from .lora import first_values
 from .model import RewardModel
 from .optim import local
 
@@ -139,15 +142,45 @@ def _meta_backbone(config, dtype: torch.dtype) -> nn.Module:
     return backbone.eval()
 
 
-def _stored_tensors(folder: str) -> dict[str, Stored]:
-    """Every tensor in the folder's safetensors files, which are chosen as transformers does."""
-    paths = [Path(folder, "model.safetensors")]
+def _weight_files(folder: str) -> list[Path]:
+    """The folder's safetensors files, chosen as transformers does."""
+    path = Path(folder, "model.safetensors")
     index = Path(folder, "model.safetensors.index.json")
-    if index.exists() and not paths[0].exists():
-        files = json.loads(index.read_text())["weight_map"].values()
-        paths = [Path(folder, file) for file in sorted(set(files))]
+    if path.exists() or not index.exists():
+        return [path]
+    files = json.loads(index.read_text())["weight_map"].values()
+    return [Path(folder, file) for file in sorted(set(files))]
+
+
+def weights_fingerprint(name: str) -> str:
+    """SHA-256 that differs where the weights of two models do, so that a run is resumed with the
+    model that it started from.
+
+    It covers the header of each file (names, dtypes, shapes and places of all tensors) and up to
+    4 KiB from the middle of each tensor. Hashing all bytes would take a minute for a 70B model at
+    each start; one optimizer step already changes some of 2,048 values of every trained matrix.
+    """
+    digest = hashlib.sha256()
+    with _named_errors(name):
+        for path in _weight_files(model_folder(name)):
+            with open(path, "rb") as file:
+                (size,) = struct.unpack("<Q", file.read(8))
+                header = file.read(size)
+                digest.update(header)
+                tensors = json.loads(header)
+                tensors.pop("__metadata__", None)
+                for tensor in tensors.values():
+                    start, end = tensor["data_offsets"]  # counted from the end of the header
+                    length = min(4096, end - start)
+                    file.seek(8 + size + (start + end - length) // 2)
+                    digest.update(file.read(length))
+    return digest.hexdigest()
+
+
+def _stored_tensors(folder: str) -> dict[str, Stored]:
+    """Every tensor in the folder's safetensors files."""
     found = {}
-    for path in paths:
+    for path in _weight_files(folder):
         with safe_open(path, "pt") as file:
             for name in file.keys():
                 found[name] = Stored(path, name, tuple(file.get_slice(name).get_shape()))
@@ -202,7 +235,8 @@ def fill(model: RewardModel, source: WeightSource, process: Process | None = Non
 
     Each process reads its own rows of each tensor, and holds one such part besides the model's own
     memory. Where transformers converts the stored tensors, rank 0 loads all of them and sends them
-    to the others one by one: then every rank must call this. process: None: this one, alone.
+    to the others one by one: then every rank must call this. Adapters (lora.add_adapters) get the
+    values that they begin with. process: None: this one, alone.
     """
     stored = {}
     if source.head is not None:
@@ -215,6 +249,7 @@ def fill(model: RewardModel, source: WeightSource, process: Process | None = Non
         tensors = itertools.chain(tensors, [(HEAD, head)])
     if source.weights is None:
         tensors = itertools.chain(tensors, _from_main(source, process))
+    tensors = itertools.chain(tensors, first_values(model, source.seed))
 
     targets = dict(model.named_parameters()) | dict(model.named_buffers())
     with _named_errors(source.name):
@@ -342,16 +377,18 @@ def _named_errors(name: str):
 
 
 def new_head(size: int, seed: int) -> torch.Tensor:
-    """(1, D) weights of a head without an opinion: N(0, 1 / (D + 1)^2), D = size.
+    """(1, D) weights of a new head, D = size: N(0, 1 / (D + 1)^2), so small that the first rewards
+    hardly differ.
 
-    The final norm leaves hidden states with a mean square near 1, so rewards begin within some
-    1 / sqrt(D) of 0 (0.02 at D = 2,560), and the first loss is ln 2 = 0.693 where nothing is wrong.
+    The final norm leaves hidden states with a mean square near 1, so the first rewards have a
+    standard deviation of about 1 / sqrt(D) (0.02 at D = 2,560), and the first loss is
+    ln 2 = 0.693 where nothing is wrong.
 
     Where the formula is from: OpenAI's reward models use a std of 1 / sqrt(D + 1) (Ziegler et al.
     2019, `fc_layer` in lm-human-preferences; `ModelWithHeads` in summarize-from-feedback). Rewards
-    then begin with a std near 1, and the first loss is not ln 2. Ours is that std squared, a choice
-    of our own, for the sake of the check. Hugging Face's N(0, 0.02^2) also begins with a reward std
-    of 1.0 at D = 2,560, and with a loss of 0.92.
+    then begin with a std near 1, and the first loss is not ln 2. Here the std is the square of
+    theirs, 1 / (D + 1), for the sake of this check. Hugging Face's N(0, 0.02^2) also begins
+    with a reward std of 1.0 at D = 2,560, and with a loss of 0.92.
     """
     generator = torch.Generator().manual_seed(seed)
     return torch.empty(1, size).normal_(0, 1 / (size + 1), generator=generator)

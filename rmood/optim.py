@@ -32,21 +32,29 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name: all but those that LoRA leaves as they are."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def build_optimizer(
     model: nn.Module, precision: str, lr: float, weight_decay: float, seed: int = 0
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, algorithm 2); biases and norms are not decayed.
 
-    Moments have the precision of the weights: float32 (mixed, float32) or bf16 (bf16, bf16-sr).
+    Moments have the precision of the trained weights: float32 (mixed, float32) or bf16 (bf16,
+    bf16-sr).
     seed: of the stochastic rounding, equal on processes that hold copies of the same shard
     (sharding.shards_of).
     """
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    trained = trained_parameters(model).values()
+    decayed = [p for p in trained if p.ndim >= 2]
+    others = [p for p in trained if p.ndim < 2]
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # LoRA trains matrices alone
     if precision == "bf16-sr":
         return AdamWStochasticRounding(groups, lr, seed)
     return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPS, fused=True)
@@ -169,12 +177,12 @@ def adam_step(
 
 
 def fill_moments(model: nn.Module, optimizer: torch.optim.Optimizer, updates: float = 0.0) -> None:
-    """Both moments of every weight, 0, after so many updates: what the first step would make.
+    """Allocate both moments of every trained weight before the first step, filled with 0.
 
-    To have them before it shows at once whether there is memory for them, and is what a checkpoint
-    fills. updates: optimizer steps that were taken.
+    So an out-of-memory error comes at once, and load_checkpoint finds the tensors that it fills.
+    updates: how many optimizer steps were taken already, for the correction of the moments' start.
     """
-    for p in model.parameters():
+    for p in trained_parameters(model).values():
         optimizer.state[p] = {
             "step": torch.tensor(updates, device=local(p).device),
             "exp_avg": torch.zeros_like(p),
@@ -223,7 +231,7 @@ class UpdateMeter:
 
     lost_updates          share of the weights with an update that did not change: it vanished in
                           rounding
-    lost_updates_<kind>   the same for embeddings, attention, mlp, norms, head
+    lost_updates_<kind>   the same for embeddings, attention, mlp, norms, head, as far as trained
     update_kept           <actual, intended> / <intended, intended>: 1 where rounding loses nothing
                           on average. Stochastic rounding leaves most weights unchanged in a step
                           too, yet keeps this near 1
@@ -291,8 +299,9 @@ class UpdateMeter:
             "update_ratio": (actual / weights).sqrt(),
         }
         lost_of_kinds = sums[:, 1] / sums[:, 0]
-        for kind, share in zip(KINDS[:-1], lost_of_kinds):
-            metrics[f"lost_updates_{kind}"] = share
+        for number, kind in enumerate(KINDS[:-1]):
+            if number in self.kinds:
+                metrics[f"lost_updates_{kind}"] = lost_of_kinds[number]
         return metrics
 
     def _facts(self, optimizer, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,8 +10,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .distributed import Process
 
-PARTS = ("running_", "eval_")  # measures of a whole epoch; all others are of a step
-
 
 class RunLog:
     """metrics.jsonl and TensorBoard, written by rank 0 alone.
@@ -36,15 +34,33 @@ class RunLog:
         self.board = SummaryWriter(str(Path(folder, "tensorboard")), purge_step=purge_step)
 
     def write(self, metrics: dict, timing: dict | None = None) -> None:
-        """One line. metrics: with the key "step"; timing: what differs between runs of one seed."""
+        """The line of a step. metrics: with the key "step"; timing: what differs between runs of
+        one seed."""
+        line = metrics | (timing or {})
+        self._write(line, {f"step/{name}": value for name, value in line.items()})
+
+    def write_parts(self, where: dict, parts: dict[str, dict]) -> None:
+        """The line of an evaluation. where: step and epoch; parts: "eval" -> {"loss": 0.62, ...}.
+
+        "loss" of the part "eval_hh" is eval_hh_loss in metrics.jsonl, eval_hh/loss in TensorBoard,
+        which shows numbers alone: neither a word nor None.
+        """
+        line = dict(where)
+        scalars = {}
+        for part, numbers in parts.items():
+            for name, value in numbers.items():
+                line[f"{part}_{name}"] = value
+                if isinstance(value, int | float):
+                    scalars[f"{part}/{name}"] = value
+        self._write(line, scalars)
+
+    def _write(self, line: dict, scalars: dict[str, float]) -> None:
         if not self.file:
             return
-        line = metrics | (timing or {})
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
-        for name, value in line.items():
-            tag = name.replace("_", "/", 1) if name.startswith(PARTS) else f"step/{name}"
-            self.board.add_scalar(tag, value, metrics["step"])
+        for tag, value in scalars.items():
+            self.board.add_scalar(tag, value, line["step"])
 
     def histogram(self, name: str, rewards: np.ndarray, step: int) -> None:
         """rewards: (B, 2), chosen first."""
@@ -71,5 +87,6 @@ def _lines_until(path: Path, last_step: int) -> list[str]:
 
 def discard_log(folder: str) -> None:
     """Delete the metrics of an earlier run in this folder: a new one begins."""
-    Path(folder, "metrics.jsonl").unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "pair_rewards.npz"):
+        Path(folder, name).unlink(missing_ok=True)
     shutil.rmtree(Path(folder, "tensorboard"), ignore_errors=True)

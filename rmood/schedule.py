@@ -20,8 +20,9 @@ def learning_rate(
         afterwards:      floor + (peak - floor) * (1 + cos(pi * t)) / 2
                          where t = (step - warmup) / (total_steps - warmup)
 
-    so that the last step has exactly the floor. (Hugging Face counts from 0: its first step has
-    rate 0 and its last one misses the floor.)
+    so that the last step has exactly the floor; but where all steps are warmup (a run of one step,
+    or a warmup ratio of 1) the last one has the peak, as there is no step left for the cosine.
+    (Hugging Face counts from 0: its first step has rate 0 and its last one misses the floor.)
     """
     if step <= warmup:
         return peak * (step / warmup)  # in this order, so that step `warmup` has the peak exactly

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from .batching import Group, check_budget, pack, plan_scoring
@@ -12,6 +11,7 @@ from .distributed import Process, start
 from .files.tables import Conversation
 from .loading import check_token_ids, load_reward_model
 from .model import RewardModel
+from .progress import progress_bar
 from .tokenization import encode_conversations, load_tokenizer
 
 DTYPES = {"auto": None, "bf16": torch.bfloat16, "float32": torch.float32}
@@ -65,13 +65,11 @@ def _run_passes(
     not_kept: dict[int, list[float]] = {}
     training = model.training
     model.eval()
-    bar = tqdm(
+    bar = progress_bar(
         total=sum(len(members) for members in passes),
         desc=desc,
         unit="prompt",
         disable=not process.is_main,
-        delay=1,
-        leave=False,
     )
     rounds = range(0, len(passes), process.world_size)
     for count, first in enumerate(rounds, start=1):
@@ -127,7 +125,9 @@ class Scorer:
             for number, conversation in enumerate(responses, start=1):
                 flat.append(conversation)
                 names.append(f"prompt {prompt}, response {number}")
-        rows, shortened = encode_conversations(flat, self.tokenizer, self.max_length, names)
+        rows, shortened = encode_conversations(
+            flat, self.tokenizer, self.max_length, names, self.process
+        )
         embeddings = self.model.backbone.get_input_embeddings().num_embeddings
         check_token_ids(embeddings, rows, self.name)
         rest = iter(rows)
@@ -160,6 +160,12 @@ class Scorer:
         )
 
 
+def scoring_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the backbone by its name; "auto": bf16 on CUDA, float32 on a CPU."""
+    default = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[name] or default
+
+
 def load_scorer(
     model_name: str,
     process: Process | None = None,
@@ -167,18 +173,18 @@ def load_scorer(
     max_length: int = 2048,
     tokens_per_pass: int = 16384,
     chat_template: str = "",
+    template_kwargs: str = "",
 ) -> Scorer:
     """A scorer of a sequence-classification reward model: a folder, or a name on the hub.
 
     dtype: dtype of the backbone, "bf16", "float32", or "auto": bf16 on CUDA, float32 on a CPU. The
     head is always float32. max_length, tokens_per_pass: tokens of a conversation, and of a pass.
+    chat_template, template_kwargs: see load_tokenizer.
     """
     process = process or start()
-    tokenizer = load_tokenizer(model_name, chat_template)
-    backbone_dtype = DTYPES[dtype]
-    if backbone_dtype is None:
-        backbone_dtype = torch.bfloat16 if process.device.type == "cuda" else torch.float32
+    with process.local_main_first():  # one process of each machine fetches the model
+        tokenizer = load_tokenizer(model_name, chat_template, template_kwargs)
     model = load_reward_model(
-        model_name, backbone_dtype, device=process.device, process=process
+        model_name, scoring_dtype(dtype, process.device), device=process.device, process=process
     ).eval()
     return Scorer(model, tokenizer, process, model_name, max_length, tokens_per_pass)

@@ -24,17 +24,32 @@ from .distributed import Process
 from .errors import UserError, one_line
 from .loading import allocate
 from .model import RewardModel
+from .optim import local, trained_parameters
 
 # name -> dtype of stored weights and moments, dtype in which the backbone computes.
 # Head, margin and loss are float32 in all of them.
 PRECISIONS = {
     "mixed": (torch.float32, torch.bfloat16),
     "float32": (torch.float32, torch.float32),
-    # to study the failure: a bf16 weight of 0.02 cannot hold a step of 1e-5
+    # a bf16 weight of 0.02 cannot hold an update of 1e-5: to reproduce such failures
     "bf16": (torch.bfloat16, torch.bfloat16),
-    # stored by stochastic rounding: half the memory, nothing lost on average
+    # updates are rounded stochastically: half the memory of mixed, and unbiased
     "bf16-sr": (torch.bfloat16, torch.bfloat16),
 }
+
+
+def frozen_dtype(precision: str) -> torch.dtype:
+    """Dtype of weights that are not trained, beside float32 adapters: that of the arithmetic.
+
+    Raises UserError where the precision stores trained weights in bf16.
+    """
+    stored, compute = PRECISIONS[precision]
+    if stored != torch.float32:
+        raise UserError(
+            f"--precision {precision}: adapters are float32: with --lora-rank choose mixed or "
+            "float32"
+        )
+    return compute
 
 
 def default_precision(process: Process) -> str:
@@ -98,8 +113,9 @@ LARGEST_GATHERED = 0.1  # share of a GPU's memory that all gathered weights may 
 def recompute_layers(model: RewardModel, count: int) -> None:
     """Compute the first `count` layers again in the backward pass, and keep only their inputs.
 
-    The first, for their turn comes last: by then what all others kept is free, so that the layer
-    that is computed again needs no memory of its own. The values are the same: nothing is random.
+    The first layers, because the backward pass reaches them last: by then it has freed what all
+    other layers kept, and a layer that is computed again can use that memory. The values are the
+    same, as no layer draws random numbers.
     """
     if not count:
         return
@@ -107,6 +123,26 @@ def recompute_layers(model: RewardModel, count: int) -> None:
     model.backbone.gradient_checkpointing_enable(settings)
     for number, layer in enumerate(decoder_layers(model.backbone)):
         layer.gradient_checkpointing = number < count
+
+
+def recompute_as_needed(model: RewardModel, of_token: "PassMemory", free: float) -> None:
+    """From now on each pass recomputes as few layers as fit into `free` bytes.
+
+    A later pass of a step needs more, as all gradients exist by then. of_token: what a pass of one
+    token needs. Processes may recompute different numbers of layers: no collective depends on it.
+    """
+    layers = decoder_layers(model.backbone)
+    trained = list(trained_parameters(model).values())
+    recompute_layers(model, len(layers))
+
+    def choose(_, arguments) -> None:
+        (batch,) = arguments
+        is_first = all(p.grad is None for p in trained)
+        count = of_token.at(batch.input_ids.numel(), is_first).fewest_recomputed(free)
+        for number, layer in enumerate(layers):
+            layer.gradient_checkpointing = number < count
+
+    model.register_forward_pre_hook(choose)
 
 
 def layers_asked_for(option: str, layers: int) -> int | None:
@@ -131,8 +167,8 @@ def kept_bytes_per_token(model: RewardModel, batch) -> float:
     for every architecture, compiled or not. Weights are not counted. Every rank must call it.
     """
     layers = decoder_layers(model.backbone)
-    weights: set[int] = set()  # addresses of the weights of the layer that runs, if one does
-    kept: dict[int, torch.Tensor] = {}  # address -> tensor, held so that no address is used twice
+    weights: set[int] = set()  # addresses of the running layer's weights; empty between layers
+    kept: dict[int, torch.Tensor] = {}  # by address; held, so that no address is used again
 
     def begin(layer, *_):
         weights.update(p.untyped_storage().data_ptr() for p in layer.parameters())
@@ -163,17 +199,18 @@ class PassMemory(NamedTuple):
     """Bytes on one GPU that a forward and backward pass needs beside weights and moments."""
 
     layers: int
-    kept: float  # by a layer, for its backward pass
-    kept_input: float  # by a layer that is recomputed
-    gradients: float  # of a layer's weights
-    other_gradients: float = 0.0  # of the embeddings, which come last
-    one_pass: bool = True  # a step is one pass: else all gradients are there from the start
+    kept: float  # by one layer, for its backward pass
+    kept_input: float  # by one layer that is recomputed: its input alone
+    gradients: float  # of one layer's weights
+    other_gradients: float = 0.0  # of the embeddings, computed at the end of the backward pass
+    one_pass: bool = True  # whether a step is one pass; else all gradients exist from the start
 
     def peak(self, recomputed: int) -> float:
         """With the first `recomputed` layers recomputed.
 
-        The backward pass frees what a layer kept and makes its gradients. Beside them are what the
-        layer whose turn it is computes again, and as much again for the gradients inside it.
+        Going down the layers, the backward pass frees what each kept and allocates its gradients.
+        In the current layer it also needs what that layer computes again, if it is recomputed, and
+        about as much as a layer keeps for the gradients of its activations.
         """
         all_gradients = self.layers * self.gradients + self.other_gradients
         peak = all_gradients
@@ -192,6 +229,11 @@ class PassMemory(NamedTuple):
                 return count
         return self.layers
 
+    def at(self, tokens: int, one_pass: bool) -> "PassMemory":
+        """For so many tokens, of what a pass of one token needs."""
+        kept, kept_input = tokens * self.kept, tokens * self.kept_input
+        return self._replace(kept=kept, kept_input=kept_input, one_pass=one_pass)
+
 
 class MemoryPlan(NamedTuple):
     recomputed: int  # layers
@@ -201,8 +243,8 @@ class MemoryPlan(NamedTuple):
 def plan_memory(needs: PassMemory, free: float, capacity: float, weights: float) -> MemoryPlan:
     """free, capacity: bytes of the GPU. weights: bytes of all weights as they compute.
 
-    Weights stay gathered only where they are a small share of the GPU, and no layer has to be
-    recomputed for it: that would cost more time than gathering them again.
+    Weights stay gathered only where they take a small share of the GPU and no layer has to be
+    recomputed to make room: recomputing costs more time than gathering again.
     """
     if weights <= LARGEST_GATHERED * capacity and needs.peak(0) <= free - weights:
         return MemoryPlan(0, gathered=True)
@@ -218,47 +260,56 @@ def fit_into_gpu(
     one_pass: bool,
     cpu_offload: bool,
 ) -> str:
-    """On CUDA: recompute only as many layers as the memory demands. Returns how many and why.
+    """On CUDA: recompute in each pass only as many layers as the memory demands. Returns how many
+    that is at most, and why.
 
-    To be called with weights and moments in memory. batch: any, to measure with. tokens: of the
-    largest pass; one_pass: whether every step is one. Every rank must call it: the one with least
-    memory decides.
+    To be called once weights and moments are in memory. batch: a small one, to measure what a layer
+    keeps. tokens: of the largest pass; one_pass: whether every step is one pass. Every rank must
+    call it: the rank with the least free memory decides.
     """
     layers = decoder_layers(model.backbone)
     compute_bytes = PRECISIONS[precision][1].itemsize
-    gradients = [0 if cpu_offload else sum(map(_local_bytes, x.parameters())) for x in layers]
-    all_gradients = 0 if cpu_offload else sum(map(_local_bytes, model.parameters()))
-    needs = PassMemory(
+    gradients = [0 if cpu_offload else gradient_bytes(layer) for layer in layers]
+    all_gradients = 0 if cpu_offload else gradient_bytes(model)
+    of_token = PassMemory(
         layers=len(layers),
-        kept=tokens * kept_bytes_per_token(model, batch),
-        kept_input=tokens * compute_bytes * model.config.get_text_config().hidden_size,
+        kept=kept_bytes_per_token(model, batch),
+        kept_input=compute_bytes * model.config.get_text_config().hidden_size,
         gradients=max(gradients),
         other_gradients=all_gradients - sum(gradients),
-        one_pass=one_pass,
     )
+    needs = of_token.at(tokens, one_pass)
     torch.cuda.empty_cache()
     free, capacity = torch.cuda.mem_get_info(process.device)
-    # two layers are gathered at a time: weights, gradients, and those in float32 to be summed
-    of_layer = max(sum(p.numel() for p in layer.parameters()) for layer in layers)
-    free -= RESERVE + 2 * of_layer * (2 * compute_bytes + 4)
+    # two layers are gathered at a time
+    free -= RESERVE + 2 * max(gathered_bytes(layer, compute_bytes) for layer in layers)
     weights = compute_bytes * sum(p.numel() for p in model.parameters())
+    free = process.least(int(free))
     plan = plan_memory(needs, free, capacity, weights)
-
-    recomputed = -process.least(-plan.recomputed)
     gathered = bool(process.least(plan.gathered and not cpu_offload))
-    recompute_layers(model, recomputed)
     if gathered:
         model.set_reshard_after_forward(False)
+    else:
+        recompute_as_needed(model, of_token, free)
     why = (
         f"the largest pass, {tokens:,} tokens, needs {needs.peak(0) / 2**30:.1f} GiB if nothing "
         f"is recomputed, and {free / 2**30:.1f} GiB are free"
     )
     stay = "; weights stay gathered until the backward pass" if gathered else ""
-    return f"{recomputed} of {len(layers)} layers are recomputed: {why}{stay}"
+    most = f"{plan.recomputed} of {len(layers)} layers are recomputed in the largest pass"
+    return f"{most}, in others as many as they need: {why}{stay}"
 
 
-def _local_bytes(p: torch.Tensor) -> int:
-    return (p.to_local() if isinstance(p, DTensor) else p).nbytes
+def gradient_bytes(module: nn.Module) -> int:
+    """Bytes of this process's part of the gradients."""
+    return sum(local(p).nbytes for p in trained_parameters(module).values())
+
+
+def gathered_bytes(module: nn.Module, compute_bytes: int) -> int:
+    """Bytes of whole weights, their gradients, and those in float32 to be summed."""
+    weights = sum(p.numel() for p in module.parameters())
+    gradients = sum(p.numel() for p in trained_parameters(module).values())
+    return compute_bytes * weights + (compute_bytes + 4) * gradients
 
 
 # ---- places --------------------------------------------------------------------------------------
@@ -275,8 +326,8 @@ class ShardPlace(NamedTuple):
 def shards_of(model: nn.Module) -> ShardPlace:
     """This process's place in the mesh that `shard` made.
 
-    What must be equal across replicas is seeded by `index`, never by the rank: with a seed from the
-    rank, stochastic rounding would round each replica differently, and they would drift apart.
+    Seed random numbers that must be equal across replicas by `index`, never by the rank: else
+    stochastic rounding would round each replica differently, and they would drift apart.
     """
     mesh = next(p for p in model.parameters() if isinstance(p, DTensor)).device_mesh
     *replica, index = mesh.get_coordinate()
@@ -303,12 +354,13 @@ def compile_layers(
 ) -> None:
     """torch.compile the forward of each layer, inside the hooks of FSDP and of checkpointing.
 
-    Layers of one kind are one graph for all lengths, in which attention is one operator, also where
-    they are computed again. Where torch.compile fails, in the first pass: UserError if required,
-    else the layers run as they are, and why is printed.
+    All layers of one kind share one graph for all lengths, also where they are recomputed;
+    attention is one operator in it. (With LoRA, where nothing is recomputed, the first layer has a
+    graph of its own: its input needs no gradient.) If torch.compile fails, which shows in the first
+    pass, the layers run without it and the reason is printed; required: UserError.
     """
     torch._dynamo.config.recompile_limit = 64  # graphs: each kind of layer, with and without grad
-    # sizes that are equal in the first pass (T tokens and R keys, say) need not be in the next
+    # sizes that are equal in the first pass (T tokens and R keys, say) may differ later
     torch.fx.experimental._config.use_duck_shape = False
     failed = False
 
@@ -321,7 +373,7 @@ def compile_layers(
             nonlocal failed
             if failed:
                 return plain(*args, **kwargs)
-            # FSDP hands over views, checkpointing does not: they would be graphs of their own
+            # FSDP passes views and checkpointing does not; without this each would have a graph
             args = [x.view_as(x) if isinstance(x, torch.Tensor) else x for x in args]
             try:
                 return graph(*args, **kwargs)

@@ -9,5 +9,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # several processes share the cor
 echo "== format and lint (to fix: ruff format . && ruff check --fix .)"
 ruff format --check .
 ruff check .
-echo "== tests"
-python -m pytest -q --durations=10 tests "$@"
+workers="${RMOOD_TEST_WORKERS:-$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)}"
+workers=$((workers < 4 ? workers : 4)) # some tests start processes of their own
+echo "== tests, $workers files at a time (RMOOD_TEST_WORKERS)"
+python -m pytest -q --durations=10 --numprocesses "$workers" --dist loadfile tests "$@"

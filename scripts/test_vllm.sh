@@ -26,5 +26,5 @@ unneeded=(torchvision torchaudio torchcodec)
 "$venv/bin/python" -m pip uninstall --quiet --yes "${unneeded[@]}" 2>/dev/null
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-echo "== tests with vLLM (it starts seven times: one to three minutes on idle cores)" >&2
+echo "== tests with vLLM (it starts nine times, twice for a real model: two to four minutes)" >&2
 "$venv/bin/python" -m pytest -q --durations=10 tests/test_vllm.py "$@"

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,15 +35,15 @@ from rmood.runlog import RunLog
 FLAGS = {
     "sample.py": """
         --model-name sft --prompts-path prompts.json --target-path out/sft.json
-        --backend transformers --max-tokens 4 --device cpu
+        --backend transformers --max-tokens 4 --device cpu --overwrite
     """.split(),
     "label.py": """
         --model-name gold --prompts-path prompts.json --responses-path responses.json
-        --target-path out/rewards.json --dtype float32 --device cpu
+        --target-path out/rewards.json --dtype float32 --device cpu --overwrite
     """.split(),
     "preprocess.py": """
         --prompts-path prompts.json --responses-path responses.json --rewards-path rewards.json
-        --target-path out/pairs.jsonl
+        --target-path out/pairs.jsonl --overwrite
     """.split(),
     "train.py": """
         --model-name sft --data-path pairs.jsonl --output-dir out/rm --lr 1e-3 --epochs 1
@@ -243,6 +244,9 @@ def checkpoint(break_checkpoint):
             pass
         finally:
             RunLog.write = write
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint writer":
+                thread.join()
         break_checkpoint(checkpoints("out/rm")[-1])
 
     return break_it
@@ -279,8 +283,8 @@ BAD_SAMPLE = {
         "prompts.json: row 3 has no 'messages'",
     ),
     "unknown role": (
-        row("prompts.json", 2, {"messages": [{"role": "human", "content": ""}]}),
-        "row 2: unknown role 'human'",
+        row("prompts.json", 2, {"messages": [{"role": "narrator", "content": ""}]}),
+        "row 2: unknown role 'narrator'",
     ),
     "a role that is not text": (
         row("prompts.json", 2, {"messages": [{"role": ["user"], "content": ""}]}),
@@ -333,10 +337,6 @@ BAD_LABEL = {
         row("responses.json", 4, {"response_1": "x", "response_2": None}),
         "row 4: 'response' of the wrong type",
     ),
-    "a response too few": (
-        row("responses.json", 4, {"response_1": "x"}),
-        "row 4 has 1 entries, row 0 has 2",
-    ),
     "responses misnumbered": (
         row("responses.json", 4, {"response_1": "x", "response_3": "y"}),
         "row 4: the 'response_N' keys",
@@ -366,7 +366,7 @@ BAD_LABEL = {
     ),
     "a budget smaller than a prompt's responses": (
         nothing,
-        "a pass only 20: raise --tokens-per-pass",
+        "more than --tokens-per-pass 20: raise",
         "--tokens-per-pass 20",
     ),
     # templates and tokenizers
@@ -416,6 +416,16 @@ BAD_LABEL = {
     "config that contradicts itself": (config("gold", num_hidden_layers=3), "num_hidden_layers"),
     # output
     "a target that is a folder": (nothing, "sft: cannot be written", "--target-path sft"),
+    "a target of somebody else": (
+        nothing,
+        "out/rewards.json: already there, and no run file says how it was made",
+        "--no-overwrite",
+    ),
+    "a server that is not there": (
+        nothing,
+        "http://127.0.0.1:9: no answer",
+        "--url http://127.0.0.1:9",
+    ),
     "a journal used by another run": (
         locked("out/rewards.json.journal-0"),
         "out/rewards.json.journal-0: another run is writing",
@@ -455,7 +465,7 @@ BAD_PREPROCESS = {
     ),
     "a reward too many": (
         put("rewards.json", [[1.0, 2.0, 3.0]] * 8),
-        "3 rewards for 2 responses per row",
+        "row 0 has 3 rewards for 2 responses",
     ),
     "one response only": (
         both(put("responses.json", [{"response_1": "x"}] * 8), put("rewards.json", [[1.0]] * 8)),
@@ -467,10 +477,6 @@ BAD_PREPROCESS = {
             change("responses.json", lambda rows: rows[::-1]),
         ),
         "rewards.json: was made from other responses",
-    ),
-    "changed by hand": (
-        both(made_by("rewards.json"), row("rewards.json", 0, [9.0, 1.0])),
-        "rewards.json: changed after it was written",
     ),
     "a run file cut short": (
         both(made_by("rewards.json"), cut("rewards.json.run.json", 0.5)),
@@ -494,6 +500,11 @@ BAD_PREPROCESS = {
         nothing,
         "cannot be written",
         "--target-path pairs.jsonl/new/pairs.jsonl",
+    ),
+    "a target that no run file is beside": (
+        nothing,
+        "out/pairs.jsonl: already there, and no run file says how it was made",
+        "--no-overwrite",
     ),
 }
 BAD_TRAIN = {
@@ -522,7 +533,7 @@ BAD_TRAIN = {
     "every pair too long": (nothing, "all 8 pairs are longer than 8 tokens", "--max-length 8"),
     "a budget smaller than the longest pair": (
         nothing,
-        "a pass only 20: raise --tokens-per-pass",
+        "more than --tokens-per-pass 20: raise",
         "--tokens-per-pass 20",
     ),
     # templates and tokenizers
@@ -716,6 +727,7 @@ ACCEPTED_LABEL = {
         answers("\U0001f600\x00\x1b[31m\u2028\u202e\r\n", "\x7f"),
         "8 x 2 rewards",
     ),
+    "a response too few": (row("responses.json", 4, {"response_1": "x"}), "8 x 1 to 2 rewards"),
     "a response of 100,000 tokens": (
         row("responses.json", 2, {"response_1": "Q" * 100_000, "response_2": "x"}),
         "1 of 16 conversations were cut to 256 tokens (their closing tokens kept)",
@@ -767,6 +779,10 @@ ACCEPTED_PREPROCESS = {
     "duplicate prompts": (
         put("prompts.json", [{"messages": make_prompt(0)}] * 8),
         "kept 8 of 8 pairs",
+    ),
+    "changed by hand": (
+        both(made_by("rewards.json"), row("rewards.json", 0, [9.0, 1.0])),
+        "warning: rewards.json: edited after it was written",
     ),
     "rewards in whole numbers": (put("rewards.json", [[1, 0]] * 8), "kept 8 of 8 pairs"),
 }
@@ -830,19 +846,14 @@ def test_a_full_disk_is_an_error_and_files_that_were_there_stay(script, space, h
         assert run(script, []) == 0  # with space again the same command continues
 
 
-@pytest.mark.parametrize(
-    "script, flags, words",
-    [  # before the processes meet, and after
-        ("train.py", "--data-path none.jsonl", "none.jsonl: no such file"),
-        ("train.py", "--tokens-per-pass 20", "a pass only 20"),
-    ],
-)
-def test_two_processes_print_one_error_and_do_not_hang(script, flags, words, here):
+def test_two_processes_print_one_error_and_do_not_hang(here):
+    """An error that both find once they have met."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += ["--nproc-per-node", "2"]
     before = contents(here)
+    script = str(REPOSITORY / "train.py")
     result = subprocess.run(
-        [*launcher, str(REPOSITORY / script), *FLAGS[script], *flags.split()],
+        [*launcher, script, *FLAGS["train.py"], "--tokens-per-pass", "20"],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -851,8 +862,18 @@ def test_two_processes_print_one_error_and_do_not_hang(script, flags, words, her
     # after ours comes torchrun's own report of a failed process
     ours = result.stderr.partition("torch/distributed/elastic")[0]
     assert result.returncode != 0, result.stderr
-    assert result.stderr.count(words) == 1 and "Traceback" not in ours, result.stderr
+    assert result.stderr.count("more than --tokens-per-pass 20") == 1, result.stderr
+    assert "Traceback" not in ours, result.stderr
     assert contents(here) == before
+
+
+@pytest.mark.parametrize("rank, printed", [("0", True), ("1", False)])
+def test_before_the_processes_meet_rank_0_alone_prints_the_error(
+    rank, printed, here, monkeypatch, capfd
+):
+    monkeypatch.setenv("RANK", rank)
+    assert run("train.py", ["--data-path", "none.jsonl"]) == 2
+    assert ("none.jsonl: no such file" in capfd.readouterr().err) == printed
 
 
 def test_a_script_by_itself_writes_one_line_and_status_2(here):

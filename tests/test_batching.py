@@ -108,7 +108,7 @@ def test_scoring_is_planned_from_the_lengths_alone_longest_first():
 
 def test_a_pair_larger_than_a_pass_is_named():
     groups = [Group([[1, 2], [1, 3]]), Group([[1, 2, 3], [4, 5, 6]])]
-    with pytest.raises(UserError, match="pair 1 has 6 tokens, a pass only 5"):
+    with pytest.raises(UserError, match="pair 1 has 6 tokens, more than --tokens-per-pass 5"):
         check_budget(groups, 5, "pair")
-    with pytest.raises(UserError, match="row 70 has 6 tokens, a pass only 5"):
+    with pytest.raises(UserError, match="row 70 has 6 tokens, more than --tokens-per-pass 5"):
         check_budget(groups, 5, "row", numbers=[69, 70])

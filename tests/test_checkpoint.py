@@ -1,12 +1,11 @@
 """Checkpoints: what they hold, how a resumed run ends, and who deletes them."""
 
 import ast
-import contextlib
 import dataclasses
 import errno
 import json
 import math
-import threading
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,36 +33,6 @@ from rmood.sharding import PRECISIONS, shard
 from train import State
 
 
-class Killed(Exception):
-    pass
-
-
-@pytest.fixture
-def killed_at(monkeypatch):
-    """`with killed_at(7): ...`: the run ends abruptly once step 7 has been logged.
-
-    That is before a checkpoint of that step; as by kill -9, but within this process.
-    """
-
-    @contextlib.contextmanager
-    def killed_at(step: int):
-        write = RunLog.write
-
-        def write_then_die(log, metrics, timing=None):
-            write(log, metrics, timing)
-            if metrics["step"] == step:
-                raise Killed
-
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(RunLog, "write", write_then_die)
-            yield
-        for thread in threading.enumerate():  # of the killed run; kill -9 would end it, too
-            if thread.name == "checkpoint writer":
-                thread.join()
-
-    return killed_at
-
-
 def without_timing(output: Path) -> list[dict]:
     lines = []
     for line in read_metrics(output):
@@ -82,13 +51,22 @@ def names(output: Path) -> list[str]:
 # ---- to resume -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed", "bf16", "bf16-sr"])
+@pytest.mark.parametrize(
+    "precision, steps",
+    [
+        ("float32", [7]),
+        ("mixed", [7]),
+        ("bf16", [8]),
+        ("bf16-sr", [3, 7, 8]),  # which also has a random state
+    ],
+)
 def test_resumed_run_ends_where_the_uninterrupted_one_does(
-    train_to, killed_at, tmp_path, precision
+    train_to, killed_at, tmp_path, precision, steps
 ):
+    """Killed within the first epoch, within the second, and just after a checkpoint."""
     flags = f"--save-every 2 --precision {precision} --eval-share 0.1 --centring 0.1"
     train_to("whole", flags)
-    for step in (3, 7, 8):  # within the first epoch, within the second, and just after a checkpoint
+    for step in steps:
         with killed_at(step):
             train_to("killed", flags, "--resume auto")
     train_to("killed", flags, "--resume auto")
@@ -118,32 +96,45 @@ def test_a_run_resumes_without_its_metrics_and_keeps_its_checkpoint_until_the_ne
     assert without_timing(tmp_path / "killed") == after
 
 
+@pytest.mark.parametrize("collectives", ["collectives return at once"], indirect=True)
 @pytest.mark.parametrize("before, now, replicas", [(2, 1, 1), (1, 2, 1), (2, 2, 2)])
 def test_a_checkpoint_resumes_on_another_number_of_processes_and_with_replicas(
     train_to, torchrun_to, tmp_path, before, now, replicas
 ):
     """The run stops at step 5, where a pair's loss is infinite as its gold margin overflows.
 
-    Resumed with more patience, it leaves out that step, as the uninterrupted run does.
+    Resumed with more patience, it leaves out that step, as the uninterrupted run does. Held-out
+    pairs are scored right before each checkpoint, which gathers weights for a moment.
     """
     rows = make_pairs(44)
     number = epoch_order(44, batch_size=8, seed=0, epoch=0)[4][0]
     rows[number] |= {"chosen_reward": 3e38, "rejected_reward": -3e38}
     path = write_pairs(tmp_path / "poisoned.jsonl", rows)
-    flags = "--margin-scale 0.001 --save-every 2"
+    held_out = write_pairs(tmp_path / "held-out.jsonl", make_pairs(50)[44:])
+    flags = f"--margin-scale 0.001 --save-every 2 --eval-every 2 --eval-path {held_out}"
     whole = losses(train_to("whole", flags, pairs=path))
     assert len(whole) == 10  # of 12 steps
 
     flags += f" --replicas {replicas}"
-    stops = torchrun_to(before, "stopped", flags, "--max-bad-steps 1", pairs=path, fails=True)
-    assert "1 steps in a row were not finite" in stops.stderr
+    message = "1 steps in a row were not finite"
+    if before == 1:
+        with pytest.raises(UserError, match=message):
+            train_to("stopped", flags, "--max-bad-steps 1", pairs=path)
+    else:
+        stops = torchrun_to(before, "stopped", flags, "--max-bad-steps 1", pairs=path, fails=True)
+        assert message in stops.stderr
     newest = checkpoints(str(tmp_path / "stopped"))[-1]
     shards = before // replicas
     assert newest.name == "step-00000004"  # it was begun, and the run waited for it
     assert (newest / f"shard-{shards - 1}-of-{shards}.safetensors").exists()
 
-    torchrun_to(now, "stopped", flags, "--resume auto", pairs=path)
-    assert losses(read_metrics(tmp_path / "stopped")) == pytest.approx(whole, abs=1e-5)
+    copy = tmp_path / "copy"  # a run in this process keeps its folder locked
+    shutil.copytree(tmp_path / "stopped", copy)
+    if now == 1:
+        train_to("copy", flags, "--resume auto", pairs=path)
+    else:
+        torchrun_to(now, "copy", flags, "--resume auto", pairs=path)
+    assert losses(read_metrics(copy)) == pytest.approx(whole, abs=1e-5)
 
 
 def test_resuming_with_other_settings_is_refused_by_name(train_to, killed_at, pairs_path):
@@ -201,12 +192,21 @@ def test_a_checkpoint_holds_all_that_the_loop_remembers(toy_model_folder, proces
     """Each field of train.State, the weights, the moments, the random state of the rounding."""
     rewards = torch.tensor([[1.5, -0.1], [math.nan, math.nan]])
     results = {"epoch 1": {"running": {"loss": 0.1, "ties": 3}, "eval": {"loss": 1 / 3}}}
-    state = State(rewards, step=12, bad_steps=2, center=-0.7, results=results)
+    state = State(
+        rewards,
+        step=12,
+        bad_steps=2,
+        center=-0.7,
+        results=results,
+        best={"step": 9, "value": 1 / 7, "reference_step": 6, "waited": 1},
+        reference=torch.tensor([0.1, 1 / 3], dtype=torch.float64),
+        stopped="stopped at step 12",
+    )
     model, optimizer = trained_model(toy_model_folder, process, steps=3)
     save_checkpoint(str(tmp_path), model, optimizer, state, RUN, process, keep=1)
 
     other_model, other_optimizer = trained_model(toy_model_folder, process, steps=1)
-    other = State(torch.zeros(2, 2))
+    other = State(torch.zeros(2, 2), reference=torch.zeros(2, dtype=torch.float64))
     for field in dataclasses.fields(State):  # or equal fields would say nothing
         was, now = getattr(state, field.name), getattr(other, field.name)
         assert as_bytes(was) != as_bytes(now), field.name

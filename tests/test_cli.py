@@ -2,11 +2,15 @@ import importlib
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import pytest
 
-from rmood.cli import opt, parse
+import label
+import preprocess
+import sample
+import train
+from rmood.cli import OTHER_SETTINGS, SAME_SETTINGS, opt, parse
 from rmood.errors import UserError
 from rmood.files.paths import dataset_paths
 
@@ -161,3 +165,59 @@ def test_no_help_shows_the_name_of_a_path_in_place_of_the_path(command, monkeypa
     for role, path in dataset_paths("alpacafarm").items():
         assert "{" + role + "}" not in out
         assert not path.startswith("/") or path not in out  # relative: the same on every machine
+
+
+# ---- flags of other trainers ---
+
+
+@pytest.mark.parametrize(
+    "flag, name, value",
+    [
+        ("--learning-rate", "lr", 1e-3),
+        ("--learning_rate", "lr", 1e-3),
+        ("--num-train-epochs", "epochs", 3),
+        ("--data", "data_path", "x"),
+    ],
+)
+def test_a_flag_of_another_trainer_with_the_same_meaning_is_taken(flag, name, value):
+    assert getattr(given(flag, str(value)), name) == value
+    assert getattr(given(f"{flag}={value}"), name) == value
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (
+            "--per-device-train-batch-size 8",
+            "--per-device-train-batch-size is another trainer's flag: here --batch-size N is",
+        ),
+        ("--gradient_accumulation_steps 4", "--gradient-accumulation-steps is another trainer's"),
+        ("--bf16", "--bf16 is another trainer's flag: here --precision mixed"),
+        ("--max_seq_length 1024", "here --max-length N; in training longer pairs are left out"),
+        ("--deepspeed ds.json", "here the model is always sharded by FSDP2"),
+        ("--dataset-name a/b", "here --data-path owner/name[@revision][:split]"),
+        ("--lr-scheduler-type linear", "here the rate falls by a cosine"),
+        ("--data-path a.jsonl b.jsonl", "unknown argument b.jsonl: further training pairs go"),
+    ],
+)
+def test_a_flag_of_another_trainer_with_another_meaning_is_answered_by_ours(argv, expected):
+    with pytest.raises(UserError) as raised:
+        parse(train.Config, "doc", argv.split(), prog="train.py")
+    assert expected in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_what_is_said_of_other_trainers_flags_names_flags_that_there_are():
+    """Every one of them in train.py or, as it has no such setting, in another script."""
+    own = set()
+    for config in (train.Config, sample.Config, label.Config, preprocess.Config):
+        own |= {"--" + field.name.replace("_", "-") for field in fields(config)}
+    assert set(SAME_SETTINGS.values()) <= own
+    named = set(re.findall(r"--[a-z-]+", " ".join(OTHER_SETTINGS.values())))
+    assert named <= own | {"--nproc-per-node", "--help"}
+    assert not own & (SAME_SETTINGS.keys() | OTHER_SETTINGS.keys())
+
+
+def test_a_script_without_the_setting_does_not_take_the_flag():
+    with pytest.raises(UserError, match="unknown argument --num-train-epochs"):
+        parse(sample.Config, "doc", ["--num-train-epochs", "3"], prog="sample.py")
+    assert parse(sample.Config, "doc", ["--max-new-tokens", "9"], prog="sample.py").max_tokens == 9

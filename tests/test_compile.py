@@ -68,15 +68,13 @@ def largest_differences(ours, theirs) -> dict[str, float]:
     }
 
 
-def compiled_against_eager(
-    kind, process, precision="float32", recomputed=0, backend="aot_eager"
-) -> dict:
+def compiled_against_eager(kind, process, precision="float32", recomputed=0) -> dict:
     """Differences and the number of graphs, over all passes."""
     eager = learn(sharded(kind, process, precision, recomputed))
     torch._dynamo.reset()
     counters.clear()
     model = sharded(kind, process, precision, recomputed)
-    compile_layers(model, process, required=True, backend=backend)
+    compile_layers(model, process, required=True, backend="aot_eager")
     found = largest_differences(learn(model), eager)
     found["graphs"] = counters["stats"]["unique_graphs"]  # compiled again: one more
     found["breaks"] = sum(counters["graph_break"].values())
@@ -101,24 +99,10 @@ def run_as_script() -> None:
 # ---- one process ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recomputed", [0, 2])
-def test_all_layers_and_all_lengths_are_one_graph_also_when_recomputed(process, recomputed):
-    found = compiled_against_eager("qwen3", process, recomputed=recomputed)
-    assert (found["graphs"], found["breaks"]) == (1, 0)
-    assert found["rewards"] < 1e-6 and found["gradients"] < 1e-5
-
-
-def test_inductors_code_computes_the_same(process):
-    found = compiled_against_eager("qwen3", process, backend="inductor")
-    assert (found["graphs"], found["breaks"]) == (1, 0)
-    assert found["rewards"] < 2e-6 and found["gradients"] < 1e-5
-
-
-@pytest.mark.parametrize("kind, graphs", [("llama", 1), ("gemma3_text", 2)])
-def test_each_kind_of_layer_is_a_graph(process, kind, graphs):
+def test_each_kind_of_layer_is_a_graph(process):
     """Gemma 3's layers see a window and everything, in turns."""
-    found = compiled_against_eager(kind, process)
-    assert (found["graphs"], found["breaks"]) == (graphs, 0)
+    found = compiled_against_eager("gemma3_text", process)
+    assert (found["graphs"], found["breaks"]) == (2, 0)
     assert found["rewards"] < 1e-6 and found["gradients"] < 1e-5
 
 
@@ -146,10 +130,14 @@ def test_what_cannot_be_compiled_runs_as_it_is_unless_it_must_be(process, capsys
 
 
 def test_train_with_compiled_layers_learns_the_same(train_to):
-    """By Inductor, with evaluation, which needs no gradients, and one layer computed again."""
+    """By Inductor, one layer recomputed. Evaluation, without gradients, has a graph of its own; in
+    all they are few, whatever the number of passes."""
     flags = "--epochs 1 --eval-share 0.2"
     plain = train_to("plain", flags)
+    torch._dynamo.reset()
+    counters.clear()
     compiled = train_to("compiled", flags, "--compile on --activation-checkpointing 1")
+    assert counters["stats"]["unique_graphs"] <= 3 and not counters["graph_break"]
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)
     assert compiled[-1]["eval_loss"] == pytest.approx(plain[-1]["eval_loss"], abs=1e-5)
 
@@ -172,7 +160,8 @@ def test_packed_tokens_learn_as_padded_rows_on_two_processes_with_recomputation(
         assert rank["packed"]["rewards"] < 1e-5 and rank["packed"]["gradients"] < 1e-5
 
 
-def test_two_processes_have_the_same_graph_each(ranks):
+def test_all_layers_and_all_lengths_are_one_graph_also_when_recomputed(ranks):
+    """On each of two processes; two of four layers are recomputed."""
     for rank in ranks:
         found = rank["compiled"]
         assert (found["graphs"], found["breaks"]) == (1, 0)

@@ -22,7 +22,13 @@ def restore_signals():
 def run(monkeypatch, capsys):
     """run(what main does, rank, go_on) -> (exit status, what was printed on stderr)."""
 
-    def run(main, rank: str | None = None, go_on: str = "", argv=("train.py", "--lr", "1e-3")):
+    def run(
+        main,
+        rank: str | None = None,
+        go_on: str = "",
+        argv=("train.py", "--lr", "1e-3"),
+        keeps: bool = True,
+    ):
         monkeypatch.setattr(sys, "argv", list(argv))
         for name in ("RANK", "LOCAL_WORLD_SIZE"):
             monkeypatch.delenv(name, raising=False)
@@ -30,7 +36,7 @@ def run(monkeypatch, capsys):
             monkeypatch.setenv("RANK", rank)
             monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         with pytest.raises(SystemExit) as stop:
-            run_script(main, go_on)
+            run_script(main, go_on, keeps)
         return stop.value.code, capsys.readouterr().err
 
     return run
@@ -68,6 +74,13 @@ def test_an_interruption_says_how_to_continue(run):
         "continue with: torchrun --nproc-per-node 2 train.py --resume auto --data-path 'a b'\n"
     )
     assert run(raises(KeyboardInterrupt()), rank="1") == (130, "")
+
+
+def test_a_script_that_keeps_nothing_does_not_promise_it(run):
+    _, said = run(raises(KeyboardInterrupt()), argv=("evaluate.py", "diagnose"), keeps=False)
+    assert said == (
+        "\ninterrupted: nothing was written; begin again with: python evaluate.py diagnose\n"
+    )
 
 
 def test_sigterm_is_an_interruption_with_its_own_status(run):

@@ -13,12 +13,14 @@ from estimate import GIB, QWEN3_4B, Shape
 
 from rmood.batching import Group, pack
 from rmood.loading import load_reward_model
-from rmood.sharding import kept_bytes_per_token, recompute_layers
+from rmood.lora import add_adapters
+from rmood.optim import trained_parameters
+from rmood.sharding import decoder_layers, kept_bytes_per_token, recompute_layers
 
 TINY = Shape(layers=2, hidden=48, heads=4, kv_heads=2, head=16, mlp=80, vocabulary=384)
 
 
-def tiny_model(folder, kind: str, layers: int, dtype: torch.dtype = torch.float32):
+def tiny_model(folder, kind: str, layers: int, dtype: torch.dtype = torch.float32, rank: int = 0):
     model = make_model(
         kind,
         num_hidden_layers=layers,
@@ -29,7 +31,12 @@ def tiny_model(folder, kind: str, layers: int, dtype: torch.dtype = torch.float3
         intermediate_size=TINY.mlp,
     )
     model.save_pretrained(folder)
-    return load_reward_model(str(folder), dtype, seed=0).train()
+    model = load_reward_model(str(folder), dtype, seed=0).train()
+    if rank:
+        add_adapters(model.backbone, decoder_layers(model.backbone), rank, alpha=1.0)
+        for p in trained_parameters(model.backbone).values():
+            p.data = torch.zeros_like(p, dtype=dtype)  # as FSDP gathers them
+    return model
 
 
 def one_pair():
@@ -39,17 +46,18 @@ def one_pair():
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_one_more_layer_keeps_exactly_the_bytes_of_the_formula(tmp_path, kind, dtype):
+def test_one_more_layer_keeps_exactly_the_bytes_of_the_formula(tmp_path, kind, dtype, rank):
     """Two layers' mean has a share in what lies before the first and after the last."""
     kept = {}
     for layers in (2, 3):
-        model = tiny_model(tmp_path / str(layers), kind, layers, dtype)
+        model = tiny_model(tmp_path / str(layers), kind, layers, dtype, rank)
         kept[layers] = layers * kept_bytes_per_token(model, one_pair())
     shape = Shape(**{**vars(TINY), "norm_heads": kind == "qwen3"})
-    formula = sum(estimate.kept_per_layer(shape, dtype.itemsize).values())
+    formula = sum(estimate.kept_per_layer(shape, dtype.itemsize, rank).values())
     assert kept[3] - kept[2] == pytest.approx(formula)
-    assert kept[3] / 3 == pytest.approx(formula, rel=0.02)
+    assert kept[3] / 3 == pytest.approx(formula, rel=0.1 if rank else 0.02)
 
 
 def test_a_recomputed_layer_keeps_its_input(tmp_path):
@@ -87,6 +95,30 @@ def test_parameters_are_counted_as_the_model_has_them(tmp_path):
     assert TINY.parameters == sum(p.numel() for p in model.parameters())
     assert QWEN3_4B.parameters == 151_936 * 2560 + 36 * 100_930_816 + 2560 + 2560
     assert QWEN3_4B.parameters == 4_022_470_656
+
+
+def test_adapters_are_counted_as_the_model_has_them(tmp_path):
+    model = tiny_model(tmp_path, "qwen3", 2, rank=4)
+    trained = sum(p.numel() for p in trained_parameters(model).values())
+    assert TINY.trained_parameters(4) == trained
+    assert TINY.parameters + trained - 48 == sum(p.numel() for p in model.parameters())
+    assert QWEN3_4B.trained_parameters(0) == QWEN3_4B.parameters
+    # 2 bytes of a frozen weight; 4 + 8 of an adapter's, and 4 of its gradient
+    state = estimate.memory(QWEN3_4B, "mixed", 1, 256, recomputed=36, rank=16)["state"]
+    frozen = QWEN3_4B.parameters - 2560
+    assert state == 2 * frozen + 16 * QWEN3_4B.trained_parameters(16)
+
+
+def test_with_lora_a_4b_trains_on_24_gb_and_an_8b_on_48():
+    for shape, card in ((QWEN3_4B, 22.5), (estimate.QWEN3_8B, 44.5)):
+        assert estimate.largest_pass(shape, "mixed", card, recomputed=36, rank=16) > 16_384
+        assert estimate.largest_pass(shape, "mixed", card, recomputed=36) == 0
+
+
+def test_a_weight_that_is_not_trained_costs_4_flops_and_an_adapters_6():
+    assert estimate.flops(QWEN3_4B, 1, seen_per_token=0, rank=16) == pytest.approx(
+        4 * 36 * 100_930_816 + 6 * (QWEN3_4B.trained_parameters(16) - 2560)
+    )
 
 
 def test_float32_training_needs_16_bytes_a_parameter_and_bf16_8():

@@ -48,7 +48,8 @@ def saved_at_once(folder: Path, model, dtype: torch.dtype, size: str) -> dict[st
     weights = {}
     for name, weight in model.state_dict().items():
         if name.startswith("backbone."):
-            weights[name.replace("backbone", "model", 1)] = weight.to(dtype)
+            name = name.replace("backbone", "model", 1)
+            weights[name] = export.rounded(weight.detach(), dtype, name)
     weights["score.weight"] = model.score.weight.detach()
     folder.mkdir(exist_ok=True)
     save_torch_state_dict(weights, str(folder), max_shard_size=size)
@@ -96,15 +97,15 @@ def test_a_streamed_export_has_the_bytes_of_one_saved_at_once(
     assert (len(expected) == 1) == (size == "5GB")
 
 
-def test_two_processes_write_what_one_writes(any_model_folder, tmp_path):
+def test_two_processes_write_what_one_writes(toy_model_folder, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", __file__, any_model_folder, str(tmp_path)]
+    command += ["--nproc-per-node", "2", __file__, toy_model_folder, str(tmp_path)]
     path = f"{REPOSITORY}/tests/unwaited:{REPOSITORY}"  # collectives return before they are done
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     environment["RMOOD_TEST_UNWAITED"] = "1"
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr
-    model = load_reward_model(any_model_folder, seed=0)
+    model = load_reward_model(toy_model_folder, seed=0)
     for dtype in (torch.float32, torch.bfloat16):
         for size in SIZES:
             expected = saved_at_once(tmp_path / "at-once", model, dtype, size)
@@ -114,21 +115,21 @@ def test_two_processes_write_what_one_writes(any_model_folder, tmp_path):
 def test_no_more_than_one_file_is_in_memory(any_model_folder, toy_tokenizer, tmp_path, monkeypatch):
     """In host memory at any time: tensors of one file, 40 KB, beside the one that is gathered."""
     model = load_reward_model(any_model_folder, seed=0)
-    alive: dict[int, int] = {}  # number of a gathered tensor -> its bytes, while it is in memory
+    alive: dict[int, int] = {}  # number of a rounded tensor -> its bytes, while it is in memory
     numbers = itertools.count()
     most = 0
-    gather = export._gather
+    rounded = export.rounded
 
-    def counted(weight, dtype, process):
+    def counted(weight, dtype, name):
         nonlocal most
-        whole = gather(weight, dtype, process)
+        whole = rounded(weight, dtype, name)
         number = next(numbers)
         alive[number] = whole.nbytes
         weakref.finalize(whole, alive.pop, number)
         most = max(most, sum(alive.values()) - whole.nbytes)
         return whole
 
-    monkeypatch.setattr(export, "_gather", counted)
+    monkeypatch.setattr(export, "rounded", counted)
     save_reward_model(
         str(tmp_path), model, toy_tokenizer, torch.bfloat16, {}, max_shard_size=40_000
     )
@@ -176,18 +177,29 @@ def test_the_model_card_names_loss_options_and_groups():
 
 def test_the_model_card_has_the_hub_s_header_and_the_results():
     metrics = dict(loss=0.3, accuracy=0.9, reward_mean=1.0, reward_std=2.0, std_within=0.5)
+    known = dict(bits=0.25, scale=0.5, scale_low=0.4, scale_high=0.625)
+    all_right = dict(bits=1.0, scale=None, scale_low=3.0, scale_high=None)
+    curve = {"word": "falling"}
     run = {
         "config": {"lr": 5e-5, "epochs": 2, "batch_size": 64, "seed": 7},
         "pairs": 1234,
-        "results": {"epoch 1": {"train": metrics | {"spread_ratio": 0.18}, "eval": metrics}},
+        "results": {
+            "epoch 1": {
+                "running": metrics,
+                "train": metrics | all_right,
+                "eval": metrics | known,
+                "curve": curve,
+            }
+        },
     }
     card = model_card("owner/some-model@main", "data/pairs.jsonl", run)
     header, body = card.split("---\n")[1:]
     assert "base_model: owner/some-model\n" in header
     assert "1,234 pairs of pairs.jsonl with rmood:\nrate 5e-05, 2 epochs, 64 pairs per step" in body
     assert "per step, seed 7.\nThe reward is" in body
-    assert "| epoch 1 | train | 0.300 | 0.900 | 1.00 | 2.00 | 0.50 | 0.18 |\n" in body
-    assert "| epoch 1 | eval | 0.300 | 0.900 | 1.00 | 2.00 | 0.50 | unknown |\n\n```python" in body
+    assert "| epoch 1 | running | 0.300 | 0.900 |  |  | 2.00 | 0.50 |\n" in body
+    assert "| epoch 1 | train | 0.300 | 0.900 | 1.00 | over 3.00 | 2.00 | 0.50 |\n" in body
+    assert "| 0.900 | 0.25 | 0.50 (0.40 to 0.62) | 2.00 | 0.50 |\n\n```python" in body
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import preprocess
 from rmood.errors import UserError
 from rmood.files.rows import write_json
 from rmood.files.tables import read_pairs
-from train import group_pairs
+from rmood.pairset import group_pairs
 
 
 def make_files(folder, prompts: int, responses: int) -> dict[str, str]:

@@ -9,17 +9,21 @@ import pytest
 from conftest import REPOSITORY
 
 LAYERS = [
-    ["errors", "schedule", "loss", "metrics", "model", "distributed"],
-    ["files.rows", "files.paths", "hub", "attention", "optim", "runlog", "diagnosis.scale"],
+    ["errors", "schedule", "loss", "metrics", "model", "distributed", "progress"],
+    ["files.rows", "files.paths", "hub", "attention", "lora", "optim", "runlog", "diagnosis.scale"],
     ["files.tables", "files.provenance", "cli", "loading", "export", "generation"]
-    + ["diagnosis.measures", "diagnosis.text"],
+    + ["diagnosis.measures", "diagnosis.text", "diagnosis.calibrate"]
+    + ["diagnosis.curve"],
     ["tokenization", "sharding", "diagnosis.pairs", "diagnosis.inputs"]
-    + ["diagnosis.faults", "diagnosis.figures"],
-    ["batching", "checkpoint", "diagnosis.report"],
-    ["scoring"],
-    ["diagnosis.probes"],
+    + ["diagnosis.faults", "diagnosis.figures", "diagnosis.benchmarks", "diagnosis.rates"]
+    + ["diagnosis.questions", "trajectories", "average"],
+    ["batching", "checkpoint", "remote", "diagnosis.report", "diagnosis.bench"]
+    + ["diagnosis.ensemble", "diagnosis.readiness"],
+    ["scoring", "pairset"],
+    ["diagnosis.probes", "evaluation"],
+    ["diagnosis.trained", "rate_probe"],
     ["diagnosis.run"],
-    ["diagnosis.checks"],
+    ["diagnosis.checks", "diagnosis.epochs", "diagnosis.suspects"],
 ]
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 SCRIPTS = ["train", "sample", "label", "preprocess", "evaluate"]

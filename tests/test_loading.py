@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ from rmood.loading import (
     load_reward_model,
     meta_reward_model,
     new_head,
+    weights_fingerprint,
 )
 from rmood.loss import bradley_terry_loss, reward_margin
 from rmood.optim import local
@@ -205,17 +207,14 @@ def private_memory() -> int:
     return total
 
 
-@pytest.fixture(scope="module", params=["collectives wait", "collectives return at once"])
-def two_processes(request, folders) -> tuple[list[dict], str]:
-    """[rank] -> what it found; and what was printed. See training.collectives."""
+@pytest.fixture(scope="module")
+def two_processes(folders) -> tuple[list[dict], str]:
+    """[rank] -> what it found; and what was printed. Collectives return before they are done, as
+    NCCL's do (tests/unwaited/sitecustomize.py)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", __file__, str(folders)]
-    path = str(REPOSITORY)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    if request.param == "collectives return at once":
-        environment["RMOOD_TEST_UNWAITED"] = "1"
-        path = f"{REPOSITORY}/tests/unwaited:{path}"
-    environment["PYTHONPATH"] = path
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RMOOD_TEST_UNWAITED": "1"}
+    environment["PYTHONPATH"] = f"{REPOSITORY}/tests/unwaited:{REPOSITORY}"
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout), result.stderr
@@ -316,6 +315,24 @@ def test_rows_come_from_the_pieces_that_hold_them():
     assert target[:, 0].tolist() == [1, 1, 2, 2, 2]
     with pytest.raises(AssertionError):
         fill_rows(target, pieces[:1])
+
+
+def test_the_fingerprint_of_weights_is_that_of_their_content(folders, tmp_path):
+    """Not of where they are; one matrix scaled by 1.001, or another shape of one, is another."""
+    known = weights_fingerprint(str(folders / "untied"))
+    shutil.copytree(folders / "untied", tmp_path / "moved")
+    assert weights_fingerprint(str(tmp_path / "moved")) == known
+    weights = load_file(folders / "untied/model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    for changed in (weights[name] * 1.001, weights[name].reshape(32, 64)):
+        save_file(
+            weights | {name: changed},
+            tmp_path / "moved/model.safetensors",
+            metadata={"format": "pt"},
+        )
+        assert weights_fingerprint(str(tmp_path / "moved")) != known
+    parts = {name: weights_fingerprint(str(folders / name)) for name in ("several-files", "bf16")}
+    assert len({known, *parts.values()}) == 3
 
 
 def test_a_new_head_has_no_opinion(toy_model_folder, toy_tokenizer):

@@ -1,5 +1,6 @@
 import json
 import sys
+from collections import Counter
 
 import pytest
 from conftest import DATA, make_prompt, needs_data
@@ -77,12 +78,39 @@ def test_no_key_named_margin_is_written(run, tmp_path):
     assert set(row) == {"chosen", "rejected", "index", "chosen_reward", "rejected_reward"}
 
 
+def test_prompts_may_differ_in_their_number_of_responses(run, tmp_path):
+    responses = [["a", "b"], ["c", "d", "e"], ["f"]]
+    rewards = [[1.0, 2.0], [3.0, 1.0, 2.0], [0.0]]
+    pairs, said = run(responses, rewards)
+    assert answers(pairs) == [("b", "a"), ("c", "d"), ("c", "e"), ("e", "d")]
+    assert [pair.group for pair in pairs] == [None, 1, 1, 1]
+    assert "kept 4 of 4 pairs; dropped 0\n1 prompts with a single response make no pair\n" in said
+    assert read_run_file(str(tmp_path / "pairs.jsonl"))["single_responses"] == 1
+
+
+def test_columns_that_are_not_read_are_named(tmp_path, monkeypatch, capsys):
+    prompts = [{"messages": make_prompt(0), "id": 7, "source": "x"}]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    (tmp_path / "responses.json").write_text(json.dumps([numbered(["a", "b"])]))
+    (tmp_path / "rewards.csv").write_text("reward_1,reward_2\n1.5,2\n")
+    argv = ["preprocess.py", "--target-path", str(tmp_path / "pairs.jsonl")]
+    for name in ("prompts.json", "responses.json", "rewards.csv"):
+        argv += [f"--{name.partition('.')[0]}-path", str(tmp_path / name)]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert preprocess.main() == 0
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/prompts.json: ignored columns: id, source\n" in said
+    assert said.count("ignored columns") == 1
+    (pair,) = read_pairs(str(tmp_path / "pairs.jsonl"))
+    assert (pair.chosen_reward, pair.rejected_reward) == (2.0, 1.5)
+
+
 @pytest.mark.parametrize(
     "responses, rewards, expected",
     [
         ([["a", "b"], ["c", "d"]], [[1.0, 2.0]], "1 rows for 2 responses"),
         ([["a"], ["b"]], [[1.0], [2.0]], "one response per prompt makes no pair"),
-        ([["a", "b"]], [[1.0, 2.0, 3.0]], "3 rewards for 2 responses"),
+        ([["a", "b"]], [[1.0, 2.0, 3.0]], "row 0 has 3 rewards for 2 responses"),
         ([["a", "b"]], [[1.0, float("nan")]], "row 0 has the reward nan"),
         ([["a", "b"]], [[1.0, 1.0]], "no pair is left of 1"),
     ],
@@ -126,7 +154,8 @@ def test_the_reference_files_give_954_pairs(tmp_path, monkeypatch, capsys):
 
 
 @needs_data
-def test_the_reference_rewards_keep_19082_of_20001_pairs(run):
-    rewards = read_rewards(str(DATA / "alpacafarm" / "rm_rewards.json"))
-    _, said = run([[f"a{i}", f"b{i}"] for i in range(len(rewards))], rewards)
-    assert "kept 19,082 of 20,001 pairs; dropped 919: 919 equal gold reward" in said
+def test_the_reference_rewards_keep_19082_of_20001_pairs():
+    counts = Counter()
+    for rewards in read_rewards(str(DATA / "alpacafarm" / "rm_rewards.json")):
+        preprocess.choose_pairs(preprocess.Config(), ["a", "b"], rewards, counts)
+    assert counts == {"kept": 19_082, "equal gold reward": 919} and counts.total() == 20_001

@@ -1,5 +1,7 @@
 """Each probe on a model whose reading is known: a planted fault is found, and nothing otherwise."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,6 @@ from rmood.files.rows import write_jsonl
 from rmood.files.tables import read_pairs
 from rmood.scoring import load_scorer
 from rmood.tokenization import encode, render
-
-EXPLANATIONS = {"explained_by_plain", "explained_by_token", "explained_by_cut", "order_differs"}
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +38,30 @@ def conversations():
     return [[row["chosen"], row["rejected"]] for row in make_pairs(24)]
 
 
-def test_the_last_of_the_token_rewards_is_the_reward(scorer, conversations):
-    flat = [conversation for row in conversations for conversation in row]
-    rows = probes.token_rows(scorer, flat)
+def test_the_rewards_at_all_tokens_of_a_packed_pass_are_those_of_rows_one_by_one(
+    scorer, conversations
+):
+    """By transformers' own attention without packing; and the last of each is the reward."""
+    small = dataclasses.replace(scorer, tokens_per_pass=200)  # several passes
+    groups, _ = small.groups(conversations)
+    rows = [row for group in groups for row in group.rows]
+    packed = probes.token_rewards(small, groups)
+    plain = probes.plain_token_rewards(scorer, rows)
+    assert [len(rewards) for rewards in packed] == [len(row) for row in rows]
+    for one, other in zip(packed, plain):
+        np.testing.assert_allclose(one, other, atol=1e-5)
     rewards = np.array(scorer.score(conversations)).ravel()
+    np.testing.assert_allclose([one[-1] for one in packed], rewards, atol=1e-5)
+    np.testing.assert_allclose(probes.rewards_of(small, groups), rewards, atol=1e-5)
     np.testing.assert_allclose(probes.last_rewards(scorer, rows), rewards, atol=1e-5)
 
 
 def test_the_head_applied_to_the_last_states_gives_the_rewards(scorer, conversations):
-    rows = probes.token_rows(scorer, conversations[0])
-    states = torch.from_numpy(probes.last_hidden_states(scorer, rows))
+    groups, _ = scorer.groups(conversations)
+    states = torch.from_numpy(probes.last_states(scorer, groups))
     with torch.no_grad():
         rewards = scorer.model.score(states)[:, 0]
-    np.testing.assert_allclose(rewards, probes.last_rewards(scorer, rows), atol=1e-5)
+    np.testing.assert_allclose(rewards, probes.rewards_of(scorer, groups), atol=1e-5)
 
 
 def test_plain_attention_ends_with_its_block_also_after_an_error(scorer):
@@ -64,11 +75,43 @@ def test_plain_attention_ends_with_its_block_also_after_an_error(scorer):
     assert config._attn_implementation == "rmood"
 
 
+def test_another_dtype_leaves_the_weights_as_they_were(scorer, conversations, proxy):
+    """bf16 and back, and from a model in bf16 to float32 and back: bit for bit."""
+    for model in (scorer.model, load_scorer(proxy, dtype="bf16").model):
+        before = {name: weight.clone() for name, weight in model.named_parameters()}
+        for dtype in (torch.bfloat16, torch.float32):
+            with probes.in_dtype(model, dtype):
+                assert next(model.backbone.parameters()).dtype == dtype
+                assert model.score.weight.dtype == torch.float32
+        after = dict(model.named_parameters())
+        for name, weight in before.items():
+            assert after[name].dtype == weight.dtype
+            assert torch.equal(after[name], weight)
+
+
+def test_what_bf16_changes_is_measured_from_either_dtype(scorer, proxy, conversations):
+    """A model loaded in bf16 has lost the bits of its weights: its noise is that of computing."""
+    exact = probes.rounding_numbers(scorer, conversations)
+    in_bf16 = load_scorer(proxy, dtype="bf16")
+    rounded = probes.rounding_numbers(in_bf16, conversations)
+    groups, _ = scorer.groups(conversations)
+    with probes.in_dtype(scorer.model, torch.bfloat16):
+        change = probes.rewards_of(scorer, groups) - np.array(scorer.score(conversations)).ravel()
+    assert 0 < exact["reward_noise"] < 0.2
+    assert probes.backbone_dtype(in_bf16) == "bf16" and probes.backbone_dtype(scorer) == "float32"
+    assert rounded["reward_noise"] == pytest.approx(exact["reward_noise"], rel=1.0)
+    assert change.shape == (48,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
 def test_other_rows_change_no_reward_and_a_model_that_reads_them_is_caught(
-    scorer, conversations, monkeypatch
+    proxy, conversations, monkeypatch, dtype
 ):
-    flat = [conversation for row in conversations[:4] for conversation in row]
-    assert probes.batch_dependence(scorer, flat) < 1e-4
+    """In bf16 as in float32: it is judged in float32, in units of what bf16 rounds."""
+    scorer = load_scorer(proxy, dtype=dtype)
+    numbers = probes.rounding_numbers(scorer, conversations[:8])
+    assert numbers["batch_dependence"] < 1e-4
+    assert numbers["batch_over_rounding"] < 0.1
 
     def without_blocks(groups):
         """Attention over the whole pass: every conversation reads those before it."""
@@ -76,7 +119,9 @@ def test_other_rows_change_no_reward_and_a_model_that_reads_them_is_caught(
         return Batch(batch.input_ids, batch.position_ids, batch.last)
 
     monkeypatch.setattr(probes, "pack", without_blocks)
-    assert probes.batch_dependence(scorer, flat) > 0.1
+    numbers = probes.rounding_numbers(scorer, conversations[:8])
+    assert numbers["batch_dependence"] > 0.1
+    assert numbers["batch_over_rounding"] > 1
 
 
 def misread(scorer, conversations, way: str) -> tuple[list[list[float]], int]:
@@ -105,40 +150,110 @@ def misread(scorer, conversations, way: str) -> tuple[list[list[float]], int]:
         ("pad", "explained_by_token"),
         ("before", "explained_by_token"),
         ("cut", "explained_by_cut"),
-        ("order", "order_differs"),
+        ("order", None),
     ],
 )
-def test_rewards_read_in_another_way_are_recognised(scorer, proxy, conversations, way, key):
+def test_rewards_read_in_another_way_are_recognised(scorer, conversations, way, key):
     rewards, length = misread(scorer, conversations, way)
-    numbers = probes.explain_rewards(scorer, conversations, np.array(rewards), proxy)
-    assert numbers[key] == 1.0
-    assert not any(numbers.get(other) for other in EXPLANATIONS - {key})
+    own = np.array(scorer.score(conversations))
+    numbers = probes.explain_rewards(scorer, conversations, np.array(rewards), own, 1e-5)
+    explained = {name for name in numbers if name.startswith("explained_by")}
+    assert explained == ({key} if key else set())
+    assert numbers["file_is"] == ("read otherwise" if key else "shuffled")
     assert way != "cut" or numbers["cut_at"] == length
 
 
 def test_the_model_s_own_rewards_need_no_explanation(scorer, proxy, conversations):
+    """Nor do those that it gave in another dtype, by the noise that was measured."""
     own = np.array(scorer.score(conversations))
-    numbers = probes.explain_rewards(scorer, conversations, own, proxy)
+    numbers = probes.explain_rewards(scorer, conversations, own, own, 1e-6)
     assert numbers["reproduced"] == pytest.approx(1)
-    assert not any(numbers.get(name) for name in EXPLANATIONS)
+    assert numbers["file_is"] == "equal"
+    noise = probes.rounding_numbers(scorer, conversations)["reward_noise"]
+    in_bf16 = np.array(load_scorer(proxy, dtype="bf16").score(conversations))
+    assert np.abs(in_bf16 - own).max() > 1e-3
+    numbers = probes.explain_rewards(scorer, conversations, in_bf16, own, noise)
+    assert numbers["file_is"] == "equal"
 
 
 def test_the_reading_in_which_a_model_knows_its_pairs_is_found(scorer, monkeypatch):
     """Made-up readings: at a pad it is right in 97 of 100 pairs, otherwise in 50. Only one way is
     right in 47 pairs, always the same one: z = 47 / sqrt(47)."""
-    half = np.tile([1.0, 0.0, 0.0, 1.0], 50)  # right and wrong in turn
-    right = np.tile([1.0, 0.0], 100)  # always right
-    right[-12:] = half[-12:]
-    ways = {name: half.copy() for name in ("read", "cut_9", "plain_0", *probes.OTHER_TOKENS)}
+    half = np.tile([[1.0, 0.0], [0.0, 1.0]], (50, 1))  # right and wrong in turn
+    right = np.tile([1.0, 0.0], (100, 1))  # always right
+    right[-6:] = half[-6:]
+    ways = {name: half.copy() for name in ("read", "cut_9", *probes.OTHER_TOKENS)}
     ways["a pad after the end"] = right
-    monkeypatch.setattr(probes, "readings", lambda scorer, conversations: ways)
-    found = probes.training_reading(scorer, [])
+    monkeypatch.setattr(probes, "readings", lambda *arguments: ways)
+    found, rewards = probes.training_reading(scorer, [], plain=False)
+    assert rewards is ways["read"]
     assert found["read_accuracy"] == 0.5
     assert found["token_words"] == "a pad after the end"
     assert found["cut_words"] == "9"
     assert found["token_gain"] == pytest.approx(0.47)
     assert found["token_gain_z"] == pytest.approx(47**0.5)
-    assert "plain_gain" not in found
+    assert "plain_gain" not in found and "plain_accuracy" not in found
+
+
+@pytest.mark.parametrize("known_as", [0, 4])
+def test_plain_text_is_tried_on_some_pairs_and_read_on_all_where_it_is_better(
+    scorer, monkeypatch, known_as
+):
+    """Made-up rewards: as plain text of one kind it is always right, otherwise wrong."""
+    asked = []
+
+    def made_up(scorer, conversations, ways, desc=""):
+        asked.append((len(conversations), list(ways)))
+        return {
+            f"plain_{way}": np.tile([float(way == known_as), 0.5], (len(conversations), 1))
+            for way in ways
+        }
+
+    monkeypatch.setattr(probes, "plain_readings", made_up)
+    wrong = np.tile([0.0, 1.0], (100, 1))
+    found = probes._best_plain_reading(scorer, [None] * 100, wrong)
+    assert list(found) == [f"plain_{known_as}"]
+    assert found[f"plain_{known_as}"].shape == (100, 2)
+    assert asked == [(probes.PLAIN_SAMPLE, [0, 1, 2, 3, 4]), (60, [known_as])]
+    asked.clear()
+    assert probes._best_plain_reading(scorer, [None] * 100, wrong[:, ::-1]) == {}
+    assert len(asked) == 1
+
+
+def test_all_probes_cost_less_than_three_scorings(
+    scorer, any_model_folder, conversations, tmp_path
+):
+    """In tokens through the backbone: 200 test prompts and 100 pairs, everything measured."""
+    counted = []
+
+    def count(module, arguments, settings):
+        counted.append(settings["input_ids"].numel())
+
+    rows = make_pairs(100)
+    write_jsonl(str(tmp_path / "pairs.jsonl"), rows)
+    pairs = read_pairs(str(tmp_path / "pairs.jsonl"))
+    test = [[row["chosen"], row["rejected"]] for row in make_pairs(200)]
+    scored = sum(group.tokens for group in scorer.groups(test)[0])
+    scored += sum(
+        group.tokens for group in scorer.groups([[p.chosen, p.rejected] for p in pairs])[0]
+    )
+
+    load = probes.load_reward_model
+
+    def load_and_count(*arguments, **settings):
+        model = load(*arguments, **settings)
+        model.backbone.register_forward_pre_hook(count, with_kwargs=True)
+        return model
+
+    hook = scorer.model.backbone.register_forward_pre_hook(count, with_kwargs=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "load_reward_model", load_and_count)
+        own = np.array(scorer.score(test))  # what diagnose() scores itself
+        probes.rounding_numbers(scorer, test[:24])
+        probes.training_reading(scorer, pairs)
+        probes.linear_probe(scorer, any_model_folder, pairs, test, own, own)
+    hook.remove()
+    assert 1.5 * scored < sum(counted) < 3 * scored
 
 
 def test_moved_weights_are_zero_for_a_copy_and_the_norm_of_a_step(
@@ -157,14 +272,24 @@ def test_moved_weights_are_zero_for_a_copy_and_the_norm_of_a_step(
 
 
 def test_a_linear_probe_learns_what_frozen_features_hold(scorer, any_model_folder, tmp_path):
-    """Cat against dog is one word: the features of an untrained model hold it."""
+    """Cat against dog is one word: the features of an untrained model hold it. A proxy that is
+    right everywhere gains what the probe misses; with gold at random both are at chance, and the
+    probe still knows the training pairs that it has not seen."""
     rows = make_pairs(60)
     path = str(tmp_path / "pairs.jsonl")
     write_jsonl(path, rows[:40])
-    conversations = [[row["chosen"], row["rejected"]] for row in rows[40:]]
+    test = [[row["chosen"], row["rejected"]] for row in rows[40:]]
     gold = np.tile([1.0, 0.0], (20, 1))
-    found = probes.linear_probe(scorer, any_model_folder, read_pairs(path), conversations, gold)
+    pairs = read_pairs(path)
+    found = probes.linear_probe(scorer, any_model_folder, pairs, test, gold, gold)
     assert found["probe_match"] > 0.8
+    assert found["gain_over_probe"] == pytest.approx(1 - found["probe_match"])
+    assert found["probe_train_low"] > 0.5
+    shuffled = gold.copy()
+    shuffled[::2] = shuffled[::2, ::-1]
+    found = probes.linear_probe(scorer, any_model_folder, pairs, test, gold, shuffled)
+    assert found["probe_match_low"] < 0.5 < found["probe_match_high"]
+    assert found["probe_train_low"] > 0.5
 
 
 def test_token_rewards_spell_the_response_and_end_with_its_reward(scorer, conversations):

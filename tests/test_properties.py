@@ -3,6 +3,7 @@
 RMOOD_EXAMPLES: how many of each. Default: 50, the same ones every time; a number draws new ones.
 """
 
+import csv
 import json
 import math
 import os
@@ -111,6 +112,22 @@ def test_what_is_written_is_read_again(rows):
         assert read_rewards(path) == rewards
         write_jsonl(path, written)
         assert read_pairs(path) == pairs
+
+
+@given(st.lists(st.tuples(text, text, text), min_size=1, max_size=4), st.sampled_from(",\t;"))
+def test_a_table_holds_any_text(rows, delimiter):
+    """Quotes, separators and line breaks within a cell: the texts are those that were written."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder, "file.csv"))
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerow(["prompt", "chosen", "rejected"])
+            writer.writerows(rows)
+        pairs = read_pairs(path)
+    for pair, row in zip(pairs, rows, strict=True):
+        if not row[0].startswith("\n\nHuman:"):
+            found = (pair.chosen[0]["content"], pair.chosen[-1]["content"])
+            assert (*found, pair.rejected[-1]["content"]) == row
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)

@@ -13,7 +13,8 @@ PAGES = [
     *sorted((REPOSITORY / "benchmarks").glob("*.md")),
 ]
 JOBS = sorted((REPOSITORY / "scripts" / "slurm").glob("*.sbatch"))
-COMMANDS = ("match", "quality", "diagnose", "validate", "inspect")  # of evaluate.py
+COMMANDS = ("match", "quality", "diagnose", "bon", "bench", "readiness", "suspects")
+COMMANDS += ("validate", "inspect", "epochs")  # of evaluate.py
 SCRIPT = re.compile(
     r"""(
         (?: examples | benchmarks ) / \w+ \.py

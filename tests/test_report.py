@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from rmood.diagnosis import faults, report
+from rmood.diagnosis import faults, figures, report
 from rmood.diagnosis.measures import compare, expected_best_of_n, training_summary
 from rmood.errors import UserError
 from rmood.metrics import HEALTHY
@@ -79,15 +79,18 @@ def test_the_report_stands_alone_and_escapes_what_it_shows(tmp_path):
     assert "default-src 'none'" in html
 
 
-def test_the_report_holds_findings_numbers_figures_and_pairs(tmp_path):
+def test_the_report_answers_first_then_shows_figures_numbers_pairs_and_definitions(tmp_path):
     """Of two models: two scatters, two histograms, match by margin, calibration, two trainings."""
     metrics = [*TRAINING, {"step": 8, "eval_loss": 0.4, "eval_accuracy": 0.8}]
     html = write_report(tmp_path / "report.html", ["healthy", "squeezed"], metrics)
-    parts = [html.index(f"<h2>{part}") for part in ("Findings", "Numbers", "Figures", "The most")]
+    titles = ("Four questions", "Findings", "Figures", "Numbers", "The most", "Definitions")
+    parts = [html.index(f"<h2>{title}") for title in titles]
     assert parts == sorted(parts)
+    assert html.count("Do its margins mean what they say?") == 2
+    assert html.count("gold&#x27;s unit is arbitrary") >= 2
     assert html.count("<svg") == html.count("<figcaption>") == 8
     assert "held out: loss" in html
-    assert "compressed rewards" in html and "no finding" in html
+    assert "no finding" in html
     assert "4,000 more characters" in html
 
 
@@ -96,6 +99,8 @@ def check_ids(html: str) -> None:
     identifiers = re.findall(r' id="([^"]+)"', html)
     assert identifiers and len(identifiers) == len(set(identifiers))
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(identifiers)
+    links = set(re.findall(r'<a href="#([^"]+)"', html))
+    assert links <= set(identifiers)
 
 
 def test_no_id_is_used_twice(tmp_path):
@@ -115,12 +120,10 @@ def test_the_healthy_ranges_of_the_report_are_those_of_healthy(tmp_path):
     html = write_report(tmp_path / "report.html", ["healthy"], TRAINING)
     rows = {
         "match with gold, a tie is a miss": "match",
-        "spread within prompts / gold's": "spread_ratio",
-        "calibration error (ECE)": "ece",
-        "training loss in the last tenth of the steps": "loss",
+        "share of pairs tied by the proxy": "proxy_tie_share",
     }
     for measure, name in rows.items():
-        assert f'{measure}<br><span class="soft">healthy: {HEALTHY[name]}' in html
+        assert f'{measure}</a><br><span class="soft">healthy: {HEALTHY[name]}' in html
     assert f"healthy: {HEALTHY['match'].low:.2f}" in html  # a line in the figure
     for module in ("report.py", "figures.py"):
         source = (REPOSITORY / "rmood" / "diagnosis" / module).read_text(encoding="utf-8")
@@ -133,6 +136,38 @@ def test_numbers_that_were_not_measured_have_no_row(tmp_path):
     more = {"numbers": compare(np.eye(4)[:, :2], np.eye(4)[:, 1::-1]) | {"probe_match": 0.6}}
     html = write_report(tmp_path / "report.html", ["healthy"], **more)
     assert "<td>0.600</td>" in html
+
+
+def test_every_measure_links_to_its_definition(tmp_path):
+    html = write_report(tmp_path / "report.html", ["healthy"], TRAINING)
+    links = re.findall(r'<a href="#(def-[^"]+)"', html)
+    assert len(links) > 10 and len(links) == len(set(links))
+    for link in links:
+        assert f'<dt id="{link}">' in html
+
+
+def test_what_was_not_measured_is_listed_with_its_reason(tmp_path):
+    missing = [{"what": "train_bits", "why": "the file <x> of its training pairs is gone"}]
+    html = write_report(tmp_path / "report.html", ["healthy"], not_measured=missing)
+    assert "healthy: not measured, so not judged: 1" in html
+    assert html.count("the file &lt;x&gt; of its training pairs is gone") == 2  # and the question
+
+
+def test_a_finding_without_causes_or_advice_has_no_empty_part(tmp_path):
+    finding = {"id": "a_b", "severity": "note", "evidence": "1 < 2", "causes": [], "advice": ""}
+    html = write_report(tmp_path / "report.html", ["healthy"], findings=[finding])
+    assert "healthy: a b</h3>" in html and "1 &lt; 2" in html
+    assert "What to do" not in html and "Possible causes" not in html
+
+
+def test_training_curves_are_smoothed_by_a_running_mean():
+    """Of 40 steps, two to either side; fewer at the ends, and a constant stays."""
+    values = np.arange(40.0)
+    smooth = figures.smoothed(values)
+    assert smooth[0] == 1.0 and smooth[20] == 20.0 and smooth[39] == 38.0
+    assert np.all(figures.smoothed([0.5] * 7) == 0.5)
+    noise = np.random.default_rng(0).normal(size=400)
+    assert figures.smoothed(noise).std() < 0.3 * noise.std()
 
 
 def test_tokens_are_coloured_by_their_reward_and_escaped(tmp_path):

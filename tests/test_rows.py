@@ -2,16 +2,24 @@ import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_prompt
+from conftest import REPOSITORY, make_prompt
 
 from rmood.errors import UserError
 from rmood.files import rows as rows_module
-from rmood.files.rows import atomic_file, read_json, read_rows, write_json, write_jsonl
+from rmood.files.rows import (
+    atomic_file,
+    check_writable,
+    read_json,
+    read_rows,
+    write_json,
+    write_jsonl,
+)
 from rmood.files.tables import read_prompts, read_responses, read_rewards
 
 
@@ -92,7 +100,7 @@ def test_what_is_not_a_whole_list_is_refused(content, tmp_path):
 @pytest.mark.parametrize(
     "data, expected",
     [
-        (gzip.compress(b"[1, 2, 3]" * 99)[:-20], "cut short or damaged"),
+        (gzip.compress(b"[1, 2, 3]" * 99, mtime=0)[:-20], "cut short or damaged"),
         (b"PAR1 and no more", "parquet"),
     ],
 )
@@ -150,3 +158,86 @@ def test_leftovers_of_killed_processes_are_removed_and_of_running_ones_kept(tmp_
         file.write("[]")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"a.json", in_use.name, of_another_file.name}
+
+
+# ---- devices, FIFOs and links ---
+
+
+def reader_of(fifo: Path) -> subprocess.Popen:
+    os.mkfifo(fifo)
+    return subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_fifo_is_written_through_and_stays_a_fifo(tmp_path):
+    fifo = tmp_path / "fifo"
+    reader = reader_of(fifo)
+    check_writable(str(fifo))
+    write_json(str(fifo), [1.5])
+    assert reader.communicate(timeout=10)[0] == "[\n 1.5\n]\n"
+    assert fifo.is_fifo() and list(tmp_path.iterdir()) == [fifo]
+
+
+def test_a_device_is_written_through():
+    check_writable("/dev/null")
+    write_json("/dev/null", [1])
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(OSError, match="No space left"):
+        write_json("/dev/full", [1])
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("to_file", [False, True])
+def test_stdout_by_name_is_where_stdout_goes(name, to_file, tmp_path):
+    """Also to a file: what was printed before stays, and what is printed afterwards comes last."""
+    program = (
+        "from rmood.files.rows import check_writable, write_json\n"
+        f"print('before'); check_writable({name!r}); write_json({name!r}, 1); print('after')"
+    )
+    out = tmp_path / "out"
+    with open(out, "w") as file:
+        result = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=REPOSITORY,
+            stdout=file if to_file else subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    assert (out.read_text() if to_file else result.stdout) == "before\n1\nafter\n"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_is_followed_and_stays(exists, tmp_path):
+    (tmp_path / "far").mkdir()
+    real = tmp_path / "far" / "real.json"
+    if exists:
+        real.write_text("old")
+    (tmp_path / "link.json").symlink_to("far/real.json")
+    (tmp_path / "second.json").symlink_to("link.json")
+    check_writable(str(tmp_path / "second.json"))
+    write_json(str(tmp_path / "second.json"), [1])
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "second.json").is_symlink()
+    assert read_json(str(real)) == [1]
+    assert [path.name for path in (tmp_path / "far").iterdir()] == ["real.json"]
+
+
+def a_folder(path: Path):
+    path.mkdir()
+
+
+def a_socket(path: Path):
+    socket.socket(socket.AF_UNIX).bind(str(path))
+
+
+def a_link_to_itself(path: Path):
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("make", [a_folder, a_socket, a_link_to_itself])
+def test_what_cannot_be_written_is_refused_in_one_line(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket must be short
+    make(Path("target"))
+    for write in (check_writable, lambda path: write_json(path, 1)):
+        with pytest.raises(UserError, match="target: cannot be written .*: choose another path"):
+            write("target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]

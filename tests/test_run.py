@@ -1,5 +1,6 @@
 """Diagnosis without a command line: plain arguments in, numbers and findings out."""
 
+import shutil
 import subprocess
 import sys
 
@@ -71,7 +72,7 @@ print(diagnose({rm!r}, {gold!r}))
     score, _, *lines = done.stdout.splitlines()
     assert len(score.split(",")) == 2
     assert "match, a proxy tie is a miss  1.0000" in "\n".join(lines)
-    assert any(line.startswith("verdict on rm: compressed rewards (error)") for line in lines)
+    assert "verdict on rm: too few prompts (note)" in lines
 
 
 def test_two_rewards_files_need_neither_torch_nor_matplotlib(tmp_path):
@@ -102,7 +103,10 @@ def test_arrays_lists_and_files_give_the_same_numbers(tmp_path):
         assert diagnosis.numbers == given[0].numbers
         assert diagnosis.numbers["match"] == 1
         assert diagnosis.numbers["spread_ratio"] == pytest.approx(0.1)
-        assert "compressed_rewards" in [finding["id"] for finding in diagnosis.findings]
+        assert [finding["id"] for finding in diagnosis.findings] == ["too_few_prompts"]
+        missing = {one["what"]: one["why"] for one in diagnosis.not_measured}
+        assert missing.keys() >= {"train_bits", "resolution", "length_match"}
+        assert diagnosis.as_json()["not_measured"] == diagnosis.not_measured
         np.testing.assert_allclose(diagnosis.rewards, GOLD / 10)
         assert diagnosis.texts is None
 
@@ -111,7 +115,9 @@ def test_a_diagnosis_shows_itself_as_tables_and_verdicts():
     shown = repr(run.diagnose(GOLD / 10, GOLD, name="my proxy"))
     assert shown.startswith("my proxy against gold\n")
     assert "within a prompt, std" in shown
-    assert "verdict on my proxy: compressed rewards (error)" in shown
+    assert "verdict on my proxy: too few prompts (note)" in shown
+    assert "scale, 1 is calibrated" in shown
+    assert "not measured, so not judged:" in shown
     assert shown == str(run.diagnose(GOLD / 10, GOLD, name="my proxy"))
 
 
@@ -133,6 +139,11 @@ def test_a_model_is_scored_and_probed_and_brings_its_log(proxy, scorer, tmp_path
         assert diagnosis.numbers["spread_ratio"] == pytest.approx(1, abs=1e-4)
         assert diagnosis.numbers["last_accuracy"] == pytest.approx(0.97)
         assert diagnosis.numbers["batch_dependence"] < 1e-3
+        assert diagnosis.numbers["score_noise"] > 0
+        assert diagnosis.numbers["scored_in"] == "float32"
+        assert "resolution" in diagnosis.numbers
+        missing = {one["what"]: one["why"] for one in diagnosis.not_measured}
+        assert "no run.json" in missing["train_bits"]
         assert diagnosis.metrics == lines
         assert diagnosis.texts == (PROMPTS, RESPONSES)
     without = run.diagnose(scorer, gold, (PROMPTS, RESPONSES), probes=False)
@@ -174,6 +185,57 @@ def test_training_pairs_can_be_named(proxy, scorer, tmp_path):
     assert named.numbers["label_noise"] == 0.25
     assert named.numbers["duplicate_share"] == 1  # the same four prompts
     assert "read_accuracy" in named.numbers
+    assert named.numbers["train_prompts"] == 20
+    assert named.numbers["train_right_low"] < named.numbers["train_right"]
+    assert named.numbers["learning_word"] == "cannot tell"
+    assert named.numbers["unknown_system_share"] == 0
+    assert {one["what"] for one in named.not_measured} >= {"backbone_moved", "recorded_gap"}
+    quick = run.diagnose(scorer, GOLD, (PROMPTS, RESPONSES), pairs=path, probes="quick")
+    assert "plain_accuracy" not in quick.numbers
+    assert quick.numbers["train_bits"] == named.numbers["train_bits"]
+    with pytest.raises(UserError, match="probes 'some': use one of quick, full, no"):
+        run.diagnose(scorer, GOLD, (PROMPTS, RESPONSES), probes="some")
+
+
+def test_a_model_that_is_not_what_its_run_recorded_is_found(proxy, tmp_path):
+    """run.json names the training pairs that were scored at the end, and their loss. As saved it is
+    reproduced; with another head, three times as large, the same pairs have another loss."""
+    path = str(tmp_path / "pairs.jsonl")
+    write_jsonl(path, make_pairs(60))
+    folder = tmp_path / "rm"
+    shutil.copytree(proxy, folder)
+    numbers = run.quality(str(folder), path, num_samples=0)
+    run_file = {
+        "config": {"data_path": path, "max_length": 99, "epochs": 2, "lr": 1e-3},
+        "train_sample": list(range(60)),
+        "results": {"epoch 1": {}, "epoch 2": {"train": {"loss": numbers["train_loss"]}}},
+    }
+    write(folder / "run.json", run_file)
+    same = run.diagnose(str(folder), GOLD, (PROMPTS, RESPONSES)).numbers
+    assert same["recorded_gap"] < 1
+    assert (same["run_lr"], same["run_epochs"], same["trained_here"]) == (1e-3, 2, 1)
+    run._loaded.clear()
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    model.score.weight.data *= 3
+    model.save_pretrained(folder)
+    diagnosis = run.diagnose(str(folder), GOLD, (PROMPTS, RESPONSES))
+    assert diagnosis.numbers["recorded_gap"] > 2
+    assert "model_not_as_trained" in [finding["id"] for finding in diagnosis.findings]
+
+
+def test_a_rewards_file_s_own_model_is_asked_and_its_run_is_read(proxy, tmp_path):
+    """The file's run file names the model; its rewards in another order are found and stated."""
+    many = [make_prompt(i) for i in range(24)]
+    texts = [[f"cat {i}", f"dog one two {i}"] for i in range(24)]
+    scorer = run.loaded_scorer(proxy)
+    own = np.array(scorer.score(join_conversations(many, texts)))
+    path = write(tmp_path / "rewards.json", np.roll(own, -5, axis=0).tolist())
+    write(tmp_path / "rewards.json.run.json", {"config": {"model_name": proxy}, "inputs": {}})
+    gold = np.random.default_rng(0).normal(size=(24, 2))
+    diagnosis = run.diagnose(path, gold, (many, texts))
+    assert diagnosis.findings[0]["id"] == "rewards_shuffled"
+    assert "row 0 holds the rewards of row 5" in diagnosis.findings[0]["evidence"]
+    assert diagnosis.numbers["model"] == "toy-rm"
 
 
 @pytest.mark.parametrize(
@@ -241,7 +303,9 @@ def test_quality_is_what_its_margins_say(scorer, tmp_path):
     gold = np.array([pair.chosen_reward - pair.rejected_reward for pair in pairs])
     expected = np.sqrt((margin**2).mean() / (gold**2).mean())
     assert numbers["spread_ratio"] == pytest.approx(expected, rel=1e-5)
-    assert "compressed_rewards" in [finding["id"] for finding in numbers["findings"]]
+    assert numbers["train_bits_low"] <= numbers["train_bits"] <= numbers["train_bits_high"]
+    assert numbers["train_scale_word"] in ("squeezed", "overconfident", "calibrated", "cannot tell")
+    assert [one["what"] for one in numbers["not_measured"]] == ["bits", "learning_word"]
     assert run.quality(scorer, path, num_samples=0) == numbers
     assert run.quality(scorer, path, num_samples=6)["pairs"] == 6
 
@@ -263,12 +327,12 @@ def test_grades_begin_at_the_healthy_range_s_bounds():
         at[1:]
         == below[:-1]
         == [
-            "good, though below the 95% of a finished training",
-            "short of the 90% to expect: more epochs or a higher rate",
-            "under 80%: the model is not learning",
+            "good, though below the 95% that the reference expects",
+            "short of the 90% that the reference expects",
+            "under 80%: by the reference, the model is not learning",
         ]
     )
-    assert below[-1] == "under 70%: training failed"
+    assert below[-1] == "under 70%: by the reference, training failed"
 
 
 def test_the_same_seed_draws_the_same_sample():

@@ -65,13 +65,26 @@ def test_only_rank_0_writes(tmp_path, process):
 def test_tensorboard_groups_steps_and_the_parts_of_an_epoch(tmp_path, process):
     log = RunLog(str(tmp_path), process)
     log.write({"step": 1, "grad_norm": 0.5}, timing={"pairs_per_s": 8.0})
-    log.write({"step": 2, "epoch": 1, "running_loss": 0.75, "eval_reward_mean": 0.25})
+    parts = {"running": {"loss": 0.75}, "eval": {"reward_mean": 0.25}}
+    parts["eval_hh"] = {"scale": None, "scale_word": "cannot tell", "bits": 1}
+    log.write_parts({"step": 2, "epoch": 1}, parts)
     log.histogram("rewards/eval", np.array([[1.0, 0.0], [3.0, 1.0]]), step=2)
     log.close()
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     tags = set(board.Tags()["scalars"])
     assert {"step/grad_norm", "step/pairs_per_s", "running/loss", "eval/reward_mean"} <= tags
+    assert {tag for tag in tags if "hh" in tag} == {"eval_hh/bits"}  # no word, no None
+    line = read_metrics(tmp_path)[1]
+    assert line == {
+        "step": 2,
+        "epoch": 1,
+        "running_loss": 0.75,
+        "eval_reward_mean": 0.25,
+        "eval_hh_scale": None,
+        "eval_hh_scale_word": "cannot tell",
+        "eval_hh_bits": 1,
+    }
     assert board.Scalars("running/loss")[0].value == 0.75
     assert board.Scalars("running/loss")[0].step == 2
     histograms = {f"rewards/eval_{side}" for side in ("chosen", "rejected", "margin")}

@@ -215,8 +215,8 @@ sys.addaudithook(listen)
 def run(monkeypatch):
     """run(main, output_path="a", epochs=1): the script with --output-path a --epochs 1."""
 
-    def run(main, **settings) -> None:
-        words = []
+    def run(main, *flags: str, **settings) -> None:
+        words = list(flags)
         for name, value in settings.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
         monkeypatch.setattr(sys, "argv", [f"{main.__module__}.py", *words])
@@ -240,6 +240,7 @@ def pipeline(run, tmp_path, gold, toy_model_folder):
         write_json(str(texts["responses_path"]), responses)
         run(
             label.main,
+            "--overwrite",
             **texts,
             target_path=rewards,
             model_name=gold,
@@ -379,7 +380,7 @@ def test_work_that_was_begun_with_another_template_is_refused(
         ),
         (
             train.main,
-            "report_epoch",
+            "report",
             {
                 "data_path": pairs,
                 "output_dir": tmp_path / "rm",

@@ -125,6 +125,31 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_file(
     assert not list(tmp_path.glob("*journal*"))
 
 
+def test_a_target_of_other_settings_or_prompts_is_kept_unless_overwrite_is_given(
+    run_sample, tmp_path, capsys
+):
+    """sample.py --num-responses 16 once replaced the responses that gold had labelled."""
+    first, _ = run_sample(4)
+    before = (tmp_path / "sft.json").stat()
+    assert run_sample(4)[0] == first
+    assert "already exists, made with these settings and inputs" in capsys.readouterr().err
+    others = [
+        (4, ["--num-responses", 3], r"num responses \(2, now 3\)"),
+        (4, ["--seed", 1], r"seed \(0, now 1\)"),
+        (5, [], "prompts"),
+    ]
+    for prompts, flags, words in others:
+        with pytest.raises(UserError, match=f"already there, .*with other {words}: .*--overwrite"):
+            run_sample(prompts, *flags)
+    after = (tmp_path / "sft.json").stat()
+    assert (after.st_mtime_ns, after.st_ino) == (before.st_mtime_ns, before.st_ino)
+    rows, run = run_sample(4, "--num-responses", 3, "--overwrite")
+    assert len(rows[0]) == 3 and run["config"]["num_responses"] == 3
+    (tmp_path / "sft.json").write_text(json.dumps([*rows[:3], rows[0]]))
+    with pytest.raises(UserError, match="edited since it was written .of 4 rows 1 changed."):
+        run_sample(4, "--num-responses", 3)
+
+
 def test_unfinished_work_of_another_seed_is_not_mixed_in(run_sample, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sample, "write_target", lambda *_: sys.exit("killed"))
@@ -158,18 +183,12 @@ def test_shards_together_are_the_unsharded_run(run_sample, tmp_path, capsys):
     assert not list(tmp_path.glob("*journal*"))
 
 
-def test_a_finished_file_is_not_sampled_again_unless_settings_or_its_content_differ(
-    run_sample, monkeypatch, tmp_path, capsys
-):
+def test_a_finished_file_is_not_sampled_again(run_sample, monkeypatch, capsys):
     first, _ = run_sample(4)
-    with monkeypatch.context() as patch:
-        patch.setattr(sample, "generate", None)  # would fail if it were called
-        assert run_sample(4)[0] == first
-    assert "nothing to do" in capsys.readouterr().err
-    (tmp_path / "sft.json").write_text("[]")
+    monkeypatch.setattr(sample, "generate", None)  # would fail if it were called
     assert run_sample(4)[0] == first
-    assert "not the result of these settings and inputs" in capsys.readouterr().err
-    assert run_sample(4, "--seed", 1)[0] != first
+    assert run_sample(4, "--overwrite")[0] == first
+    assert capsys.readouterr().err.count("nothing to do") == 2
 
 
 def test_two_copies_share_the_chunks_and_write_what_one_writes(run_sample, monkeypatch):
@@ -245,3 +264,61 @@ def test_real_weights_without_a_chat_template_need_one_from_a_file(run_sample, t
     known = sum(word.strip('.,!"') in common for word in words)
     assert known > 0.15 * len(words)
     assert run["inputs"]["chat_template"]["sha256"] == run["template_sha256"]
+
+
+# ---- vLLM, by a stand-in: tests/test_vllm.py has the real one ----
+
+
+def stand_in_for_vllm(monkeypatch, chat) -> None:
+    """chat: what LLM.chat does, without itself."""
+
+    class LLM:
+        def __init__(self, **settings):
+            pass
+
+        def reset_prefix_cache(self):
+            pass
+
+        def chat(self, conversations, params, **settings):
+            return chat(conversations)
+
+    platform = SimpleNamespace(is_cpu=lambda: True)
+    modules = {
+        "vllm": dict(LLM=LLM, SamplingParams=SimpleNamespace, __spec__=True),
+        "vllm.platforms": dict(current_platform=platform),
+        "vllm.v1": {},
+        "vllm.v1.engine": {},
+        "vllm.v1.engine.exceptions": dict(EngineDeadError=RuntimeError),
+    }
+    for name, contents in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**contents))
+
+
+def test_vllm_is_given_2048_prompts_at_a_time_and_each_chunk_is_kept(
+    run_sample, monkeypatch, tmp_path
+):
+    """2,148 prompts are two chunks, the first in the journal before the second begins."""
+    chunks = []
+    kept = []
+
+    def chat(conversations):
+        chunks.append(len(conversations))
+        journals = list(tmp_path.glob("sft.json.journal-*"))
+        kept.append(sum(path.read_text().count("\n") - 1 for path in journals))
+        answers = [SimpleNamespace(text=f"a{k}", finish_reason="stop") for k in range(2)]
+        return [SimpleNamespace(outputs=answers) for _ in conversations]
+
+    stand_in_for_vllm(monkeypatch, chat)
+    rows, run = run_sample(2148, backend="vllm")
+    assert chunks == [2048, 100] and kept == [0, 2048]
+    assert len(rows) == 2148 and run["backend"] == "vllm"
+
+
+def test_prompts_with_tools_are_sampled_by_transformers(run_sample, monkeypatch):
+    with_tools = make_prompt(0)
+    with_tools[0] |= {"tools": [{"type": "function", "function": {"name": "sum"}}]}
+    rows, _ = run_sample([with_tools, make_prompt(1)])
+    assert len(rows) == 2
+    stand_in_for_vllm(monkeypatch, None)
+    with pytest.raises(UserError, match="row 0 has tools, .*: use --backend transformers"):
+        run_sample([with_tools, make_prompt(1)], "--overwrite", backend="vllm")

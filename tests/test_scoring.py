@@ -72,5 +72,5 @@ def test_the_prompt_and_the_response_that_are_too_long_are_named(scorer):
     with pytest.raises(UserError, match="prompt 0, response 1: its prompt alone has"):
         limited.score(PAIRS)
     groups, _ = scorer.groups(PAIRS)
-    with pytest.raises(UserError, match="prompt 5 has 50 tokens, a pass only 20"):
+    with pytest.raises(UserError, match="prompt 5 has 50 tokens, more than --tokens-per-pass 20"):
         score_groups(scorer.model, groups, scorer.process, 20)

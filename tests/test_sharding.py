@@ -23,6 +23,7 @@ from rmood.sharding import (
     kept_bytes_per_token,
     layers_asked_for,
     plan_memory,
+    recompute_as_needed,
     recompute_layers,
     shard,
     shards_of,
@@ -218,6 +219,29 @@ def test_only_as_many_layers_are_recomputed_as_the_memory_demands():
         assert needs.fewest_recomputed(peaks[count]) == count
         assert needs.fewest_recomputed(peaks[count] - 0.5) == count + 1
     assert needs.fewest_recomputed(0) == 4  # and runs out of memory, which says so
+
+
+def test_each_pass_recomputes_as_few_layers_as_fit(four_layers, process):
+    """5 tokens need 250 and gradients of 2: no layer is recomputed in 255. They need 258 where all
+    gradients are there, in a later pass of a step: one is. 7 tokens need 352, and with one layer
+    289: two are."""
+    model = shard(load_reward_model(four_layers, seed=0), process, "float32").train()
+    of_token = PassMemory(layers=4, kept=10, kept_input=1, gradients=2)
+    assert [of_token.at(5, one_pass).peak(0) for one_pass in (True, False)] == [252, 258]
+    assert [of_token.at(7, True).peak(count) for count in (0, 1, 2)] == [352, 289, 226]
+    recompute_as_needed(model, of_token, free=255)
+
+    def recomputed_in_a_pass_of(tokens: int) -> int:
+        rewards, _ = model(pack([Group([list(range(tokens))])]))
+        rewards.sum().backward()
+        return sum(layer.gradient_checkpointing for layer in decoder_layers(model.backbone))
+
+    assert recomputed_in_a_pass_of(5) == 0
+    assert recomputed_in_a_pass_of(5) == 1
+    model.zero_grad()
+    assert recomputed_in_a_pass_of(7) == 2
+    model.zero_grad()
+    assert recomputed_in_a_pass_of(5) == 0
 
 
 def test_weights_stay_gathered_only_where_nothing_is_recomputed_for_it():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import DATA, REPOSITORY, make_pairs, needs_data
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training import losses, read_metrics, train_here, write_pairs  # noqa: F401  for other tests
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,8 +21,10 @@ from transformers import (
 )
 
 import train
+from rmood import evaluation
 from rmood.batching import LAYOUTS
 from rmood.checkpoint import checkpoints
+from rmood.diagnosis.curve import curve_of_run
 from rmood.errors import UserError
 from rmood.files.provenance import sha256
 from rmood.loading import load_reward_model
@@ -58,12 +61,17 @@ def test_a_preference_is_learned_and_everything_is_written(train_to, pairs_path,
     assert last["running_accuracy"] > 0.9
     assert last["eval_accuracy"] == 1.0
     assert last["eval_spread_ratio"] > 0
+    assert last["train_bits"] > 0.9
+    assert last["eval_scale_low"] > 0
+    assert last["eval_scale"] is None  # all are right: no scale is too large
     assert metrics[0].keys() >= LOGGED_EACH_STEP
 
     run = json.loads((tmp_path / "rm" / "run.json").read_text())
     assert (run["pairs"], run["held_out_pairs"]) == (35, 9)
     assert run["inputs"]["pairs"]["sha256"] == sha256(pairs_path)
-    assert "epoch 6" in run["results"]
+    assert run["results"]["epoch 6"].keys() == {"running", "train", "eval"}
+    assert run["results"]["epoch 6"]["train"]["scale_pairs"] == len(run["train_sample"]) == 35
+    assert run["step"] == 30
     assert list((tmp_path / "rm" / "tensorboard").iterdir())
     assert "| epoch 6 | eval |" in (tmp_path / "rm" / "README.md").read_text()
 
@@ -71,7 +79,9 @@ def test_a_preference_is_learned_and_everything_is_written(train_to, pairs_path,
     assert "<|im_end|>⟦\\n⟧" in err
     assert "kept 35 of 35 pairs" in err
     assert out.startswith("epoch 1, running: loss 0.")  # only results are on stdout
-    assert out.count("\n") == 13
+    assert out.count("\n") == 6 * 3 + 2
+    assert "epoch 6, eval: 9 pairs, right 1.000 (0.701 to 1.000), bits 1.00" in out
+    assert "WARNING" not in err  # 9 prompts cannot tell anything
     assert "rm: saved; next: python evaluate.py" in out
 
 
@@ -123,12 +133,140 @@ def test_bf16_compute_keeps_float32_weights(train_to, tmp_path):
     assert saved.dtype == torch.bfloat16
 
 
-def test_the_warning_signs_are_printed(train_to, capsys):
-    train_to("rm", "--lr 1e-7 --epochs 1")
+def test_a_model_that_learns_nothing_of_its_own_pairs_is_a_warning(train_to, capsys, monkeypatch):
+    """At this rate no margin leaves its start: bits of 44 training pairs are near 0."""
+    monkeypatch.setattr(evaluation, "NOTHING", 0.2)  # 44 pairs are too few for 0.05
+    train_to("rm", "--lr 1e-7 --epochs 2")
     err = capsys.readouterr().err
-    assert "above 0.5: raise --lr" in err
-    assert "under 80%: the model is not learning" in err
-    assert "WARNING compressed rewards" in err
+    assert err.count("WARNING learned next to nothing") == 1  # after the last epoch alone
+    assert "compressed" not in err
+
+
+# ---- evaluations ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_pairs(tmp_path) -> str:
+    """60 prompts that pairs_path does not have."""
+    return write_pairs(tmp_path / "others.jsonl", make_pairs(104)[44:])
+
+
+def of_part(metrics: list[dict], part: str) -> dict[int, float]:
+    """Step -> loss of this part, of the lines that have one."""
+    return {line["step"]: line[f"{part}_loss"] for line in metrics if f"{part}_loss" in line}
+
+
+def test_held_out_sets_are_evaluated_by_name_every_so_many_steps(
+    train_to, pairs_path, other_pairs, tmp_path, capsys
+):
+    sets = f"--eval-path {other_pairs} again={pairs_path}"
+    metrics = train_to("rm", sets, "--eval-every 4 --train-sample 11")
+    assert list(of_part(metrics, "eval")) == [4, 6, 8, 12]  # 6 steps an epoch
+    assert list(of_part(metrics, "eval_again")) == [4, 6, 8, 12]
+    assert list(of_part(metrics, "train")) == [6, 12]
+    assert of_part(metrics, "eval")[12] < of_part(metrics, "eval")[4]
+    assert "step 4, eval_again: 44 pairs, right" in capsys.readouterr().err
+    board = EventAccumulator(str(tmp_path / "rm" / "tensorboard"))
+    board.Reload()
+    tags = set(board.Tags()["scalars"])
+    assert {"eval/bits", "eval_again/scale_low", "train/right", "step/loss"} <= tags
+    run = json.loads((tmp_path / "rm" / "run.json").read_text())
+    assert run["inputs"].keys() == {"pairs", "eval_pairs", "eval_pairs_again"}
+    assert run["held_out_pairs"] == 104
+
+
+def test_evaluating_and_keeping_models_changes_nothing_that_is_learned(
+    train_to, other_pairs, tmp_path
+):
+    plain = train_to("plain", "--train-sample 0")
+    flags = "--eval-every 1 --keep-epochs --keep-best eval_bits"
+    more = train_to("more", f"--eval-path {other_pairs}", flags)
+    assert losses(more) == losses(plain)
+    folders = [tmp_path / name for name in ("plain", "more", "more/epoch-2")]
+    weights = {(folder / "model.safetensors").read_bytes() for folder in folders}
+    assert len(weights) == 1
+    rewards = classifier_rewards(tmp_path / "more" / "epoch-1")
+    running = [line for line in plain if "running_loss" in line]
+    assert rewards.std(correction=0).item() > running[0]["running_reward_std"]  # it is epoch 1's
+    assert rewards.std().item() < classifier_rewards(tmp_path / "more" / "epoch-2").std().item()
+
+
+def test_the_best_model_is_kept_and_the_run_stops_when_it_gets_worse(train_to, tmp_path, capsys):
+    """Held-out pairs that prefer the other side: each step makes them worse, beyond noise."""
+    rows = make_pairs(104)[44:]
+    for row in rows:
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    path = write_pairs(tmp_path / "flipped.jsonl", rows)
+    flags = "--eval-every 2 --early-stop 2 --keep-best eval_loss --epochs 4"
+    metrics = train_to("rm", f"--eval-path {path}", flags)
+    out = capsys.readouterr()
+    evaluated = of_part(metrics, "eval")
+    best = min(evaluated, key=evaluated.get)
+    run = json.loads((tmp_path / "rm" / "run.json").read_text())
+    assert run["finished"]
+    assert run["step"] == max(evaluated) < 24
+    assert run["stopped"].startswith(f"stopped at step {run['step']}: none of the 2 evaluations")
+    assert run["stopped"] in out.out
+    assert f"rm/best: the model of step {best}, best by eval_loss" in out.out
+    kept = json.loads((tmp_path / "rm" / "best" / "run.json").read_text())
+    assert (kept["step"], kept["best"]["value"]) == (best, pytest.approx(evaluated[best]))
+    train_to("rm", f"--eval-path {path}", flags, "--resume auto")  # finished: nothing to do
+    assert "the run is finished" in capsys.readouterr().out
+
+
+def test_a_killed_run_stops_and_keeps_where_the_uninterrupted_one_does(
+    train_to, killed_at, other_pairs, tmp_path
+):
+    flags = f"--eval-path {other_pairs} --eval-every 2 --save-every 3 --keep-epochs --early-stop 2"
+    flags += " --keep-best eval_bits --epochs 3 --lr 1e-2"
+    train_to("whole", flags)
+    last = json.loads((tmp_path / "whole" / "run.json").read_text())["step"]
+    assert last < 18
+    for step in (last - 4, last - 1):
+        with killed_at(step):
+            train_to("killed", flags, "--resume auto")
+    train_to("killed", flags, "--resume auto")
+    files = sorted(
+        path.relative_to(tmp_path / "whole")
+        for path in (tmp_path / "whole").rglob("model.safetensors")
+    )
+    assert len(files) == 2 + last // 6  # the last, the best, and those of whole epochs
+    for file in files:
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    whole, killed = (
+        json.loads((tmp_path / n / "run.json").read_text()) for n in ("whole", "killed")
+    )
+    for name in ("results", "best", "stopped", "step", "train_sample"):
+        assert killed[name] == whole[name]
+
+
+def test_a_new_run_leaves_no_model_of_the_one_before(train_to, tmp_path):
+    train_to("rm", "--keep-epochs --epochs 3")
+    train_to("rm", "--keep-epochs --epochs 2 --overwrite")
+    names = {path.name for path in (tmp_path / "rm").glob("epoch-*")}
+    assert names == {"epoch-1", "epoch-2"}
+
+
+@pytest.mark.parametrize("flag", ["--eval-every 2", "--early-stop 2", "--keep-best eval_loss"])
+def test_what_needs_held_out_pairs_asks_for_them(train_to, tmp_path, flag):
+    with pytest.raises(UserError, match="need held-out pairs: pass --eval-path FILE"):
+        train_to("rm", flag)
+    assert not (tmp_path / "rm").exists()
+
+
+def test_the_learning_curve_is_read_after_epoch_1(train_to, tmp_path, capsys):
+    """22 steps of 2 pairs: the loss before each update, of pairs that are all new."""
+    metrics = train_to("rm", "--batch-size 2")
+    lines = [line for line in metrics if "curve_gain" in line]
+    assert [(line["step"], line["epoch"]) for line in lines] == [(22, 1)]
+    again = curve_of_run(metrics, {}, pairs=44)  # from what was logged alone
+    for name, value in again.as_numbers().items():
+        if isinstance(value, float):
+            assert lines[0][f"curve_{name}"] == pytest.approx(value, abs=1e-5), name
+    assert "learning curve: loss " in capsys.readouterr().out
+    soft = train_to("soft", "--batch-size 2 --label-temperature 5 --epochs 1")
+    assert not any("curve_gain" in line for line in soft)
+    assert "learning curve: cannot tell" in capsys.readouterr().out
 
 
 # ---- the objective -------------------------------------------------------------------------------
@@ -330,7 +468,8 @@ def test_a_pair_that_does_not_fit_a_pass_is_named_by_its_line(train_to, tmp_path
     rows[1]["rejected"][-1]["content"] = "dog " * 200  # left out
     rows[4]["rejected"][-1]["content"] = "dog " * 20  # the longest of the others
     path = write_pairs(tmp_path / "long.jsonl", rows)
-    with pytest.raises(UserError, match=f"{path}: line 5 has .* tokens, a pass only 70:"):
+    message = f"{path}: line 5 has .* tokens, more than --tokens-per-pass 70:"
+    with pytest.raises(UserError, match=message):
         train_to("rm", "--max-length 150 --tokens-per-pass 70", pairs=path)
 
 
@@ -374,7 +513,7 @@ def test_too_many_bad_steps_stop_the_run_and_keep_the_checkpoint(train_to, tmp_p
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        ("--tokens-per-pass 20", "a pass only 20: raise --tokens-per-pass"),
+        ("--tokens-per-pass 20", "more than --tokens-per-pass 20: raise"),
         ("--max-length 8", "all 44 pairs are longer than 8 tokens"),
         ("--data-path /nowhere.jsonl", "/nowhere.jsonl: no such file"),
         ("--model-name /nowhere", "no model could be loaded"),
@@ -471,7 +610,20 @@ def test_real_pairs_and_the_real_qwen3_tokenizer_on_one_and_two_processes(
     assert len(one) == 4
 
 
-@pytest.mark.parametrize("script", ["train", "label"])
+AT_TORCH = """
+import os, sys
+class AtTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("{name}"))
+            sys.stdout.flush()
+            os._exit(0)
+sys.meta_path.insert(0, AtTorch())
+import {script}
+"""  # prints the variable at the moment at which a script imports torch
+
+
+@pytest.mark.parametrize("script", ["train", "label", "sample"])
 @pytest.mark.parametrize(
     "before, expected",
     [
@@ -484,7 +636,7 @@ def test_cuda_memory_comes_in_segments_that_grow_unless_the_user_says_otherwise(
     script, before, expected
 ):
     """The variable is set before torch is imported, which reads it then."""
-    code = f"import {script}, os; print(os.environ.get('PYTORCH_ALLOC_CONF'))"
+    code = AT_TORCH.format(name="PYTORCH_ALLOC_CONF", script=script)
     clean = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -494,8 +646,6 @@ def test_cuda_memory_comes_in_segments_that_grow_unless_the_user_says_otherwise(
         text=True,
     )
     assert done.stdout.strip() == expected, done.stderr
-    source = (REPOSITORY / f"{script}.py").read_text()
-    assert source.index("PYTORCH_ALLOC_CONF") < source.index("import torch")
 
 
 def test_weights_in_host_memory_learn_the_same(train_to):

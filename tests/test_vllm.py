@@ -5,6 +5,7 @@ Each engine takes some ten seconds to start.
 
 import copy
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -15,10 +16,12 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, make_model, make_pairs, make_prompt
+from real_model import smollm2  # noqa: F401  a fixture
 from test_sample import run_sample  # noqa: F401  a fixture
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -26,6 +29,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import label
 import sample
 import train
+from rmood import remote
+from rmood.errors import UserError
+from rmood.files.provenance import read_run_file
 from rmood.files.rows import write_json, write_jsonl
 from rmood.files.tables import read_rewards
 from rmood.tokenization import render
@@ -312,9 +318,9 @@ def proxy(request, tmp_path_factory, toy_tokenizer) -> Proxy:
             dtype=dtype,
             prompts_path=folder / "prompts.json",
             responses_path=folder / "responses.json",
-            target_path=folder / "rewards.json",
+            target_path=folder / f"rewards-{dtype}.json",
         )
-        rewards[dtype] = torch.tensor(read_rewards(str(folder / "rewards.json"))).flatten()
+        rewards[dtype] = torch.tensor(read_rewards(str(folder / f"rewards-{dtype}.json"))).flatten()
     conversations = []
     for prompt, row in zip(prompts, responses):
         for text in row:
@@ -386,7 +392,7 @@ def rewards_by_vllm(folder: str, dtype: str, *prompt_lists: list) -> list[torch.
 
 
 @pytest.mark.parametrize("proxy", ["llama"], indirect=True)
-def test_the_server_answers_with_the_rewards_of_label_py(proxy):
+def test_the_server_answers_with_the_rewards_of_label_py(proxy, tmp_path):
     """As docs/serving.md shows it: the messages go in, the server renders them, with one BOS."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -417,9 +423,33 @@ def test_the_server_answers_with_the_rewards_of_label_py(proxy):
         wait_for(f"http://127.0.0.1:{port}/health", server)
         rewards = [classify(conversation) for conversation in proxy.conversations[:12]]
         assert rewards == pytest.approx(proxy.rewards["float32"][:12].tolist(), abs=1e-4)
+        check_labelling_by_server(proxy, f"http://127.0.0.1:{port}", tmp_path)
     finally:
         server.terminate()
         server.wait(timeout=60)
+
+
+def check_labelling_by_server(proxy: Proxy, url: str, folder: Path) -> None:
+    """label.py --url: each form that takes whole conversations gives label.py's own rewards."""
+    data = Path(proxy.folder).parent
+    for api, send in itertools.product(("classify", "pooling"), ("messages", "text")):
+        target = str(folder / f"{api}-{send}.json")
+        argv = ["label.py", "--url", url, "--api", api, "--send", send, "--target-path", target]
+        argv += ["--prompts-path", str(data / "prompts.json"), "--model-name", proxy.folder]
+        argv += ["--responses-path", str(data / "responses.json")]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", argv)
+            assert label.main() == 0
+        found = torch.tensor(read_rewards(target)).flatten()
+        assert (found - proxy.rewards["float32"]).abs().max() < 1e-4, (api, send)
+        work = read_run_file(target)["work"]
+        assert (work["served_model"], work["version"]) == ("proxy", vllm.__version__)
+    # A reward model is no reranker: its two texts are joined in another way. The form is the same.
+    scores = remote.connect(url, "score").score([[proxy.conversations[0], proxy.conversations[1]]])
+    assert len(scores[0]) == 2
+    with pytest.raises(UserError, match="prompt 0, response 1: .*HTTP 400"):
+        long = [{"role": "user", "content": "Q" * 9000}, {"role": "assistant", "content": "A"}]
+        remote.connect(url).score([[long]])
 
 
 def wait_for(url: str, server: subprocess.Popen) -> None:
@@ -430,3 +460,81 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
         except (urllib.error.URLError, ConnectionError):
             assert server.poll() is None, "the server stopped"
             time.sleep(0.2)
+
+
+# ---- a real model ----
+
+TASKS = [
+    "Name the capital of France.",
+    "Write one sentence about the sea.",
+    "What is 2 + 3?",
+    "Give me a synonym of happy.",
+    "Translate 'good morning' into Spanish.",
+]
+QUESTIONS = [
+    f"{task} {more}" for task in TASKS for more in ("", "Be brief.", "Why?", "Explain it.")
+]
+
+
+def test_smollm2_answers_by_vllm_as_by_transformers(smollm2, tmp_path, capsys):  # noqa: F811
+    """20 prompts, 24 tokens each, greedily, in float32: two texts may part where two tokens are
+    equally likely but for rounding."""
+    prompts = tmp_path / "prompts.json"
+    messages = [[{"role": "user", "content": question.strip()}] for question in QUESTIONS]
+    write_json(str(prompts), [{"messages": prompt} for prompt in messages])
+    flags = ["--temperature", "0", "--num-responses", "1", "--max-tokens", "24"]
+    flags += ["--dtype", "float32", "--enforce-eager", "--prompts-path", str(prompts)]
+    texts = {}
+    for backend in ("vllm", "transformers"):
+        target = tmp_path / f"{backend}.json"
+        command = [sys.executable, str(REPOSITORY / "sample.py"), "--model-name", smollm2, *flags]
+        command += ["--backend", backend, "--target-path", str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, env=OWN_PROCESS)
+        assert done.returncode == 0, done.stderr[-4000:]
+        texts[backend] = [row["response_1"] for row in json.loads(target.read_text())]
+    same = sum(a == b for a, b in zip(texts["vllm"], texts["transformers"]))
+    with capsys.disabled():
+        print(f"\n\nSmolLM2, 20 greedy responses: {same} the same; {texts['vllm'][0]!r}")
+    assert "Paris" in texts["vllm"][0]
+    assert same >= 18
+
+
+def test_vllm_scores_a_trained_smollm2_as_label_py_does(smollm2, tmp_path, capsys):  # noqa: F811
+    """One step of training: all weights have moved, and the head is not the random one."""
+    prompts = [[{"role": "user", "content": question.strip()}] for question in QUESTIONS]
+    responses = [["Paris.", f"I would say {i}, " * (1 + i % 5)] for i in range(len(prompts))]
+    pairs = []
+    for prompt, texts in zip(prompts[:8], responses):
+        chosen, rejected = ([*prompt, {"role": "assistant", "content": text}] for text in texts)
+        pairs.append({"chosen": chosen, "rejected": rejected})
+    write_jsonl(str(tmp_path / "pairs.jsonl"), pairs)
+    write_json(str(tmp_path / "prompts.json"), [{"messages": prompt} for prompt in prompts])
+    rows = [{"response_1": first, "response_2": second} for first, second in responses]
+    write_json(str(tmp_path / "responses.json"), rows)
+    common = ["--device", "cpu", "--model-name"]
+    commands = [
+        [train, *common, smollm2, "--data-path", tmp_path / "pairs.jsonl"]
+        + ["--output-dir", tmp_path / "rm", "--lr", "1e-4", "--epochs", "1", "--batch-size", "8"],
+        [label, *common, tmp_path / "rm", "--prompts-path", tmp_path / "prompts.json"]
+        + ["--responses-path", tmp_path / "responses.json", "--dtype", "float32"]
+        + ["--target-path", tmp_path / "rewards.json"],
+    ]
+    for script, *flags in commands:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+            assert script.main() == 0
+    rewards = torch.tensor(read_rewards(str(tmp_path / "rewards.json"))).flatten()
+
+    folder = str(tmp_path / "rm")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for prompt, row in zip(prompts, responses):
+        for text in row:
+            texts.append(render([*prompt, {"role": "assistant", "content": text}], tokenizer))
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    (by_vllm,) = rewards_by_vllm(folder, "float32", [{"prompt_token_ids": row} for row in ids])
+    distance = (by_vllm - rewards).abs().max().item()
+    with capsys.disabled():
+        print(f"\n\nSmolLM2 trained, {len(texts)} conversations: reward std {rewards.std():.3f}")
+        print(f"largest distance of vLLM's rewards to label.py's, float32: {distance:.1e}")
+    assert distance < 1e-3 * rewards.std()

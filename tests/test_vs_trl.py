@@ -1,16 +1,20 @@
 """benchmarks/vs_trl.py and vs_trl_speed.py, but for TRL itself."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import REPOSITORY
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 import vs_trl
 import vs_trl_speed
 
 from rmood.batching import Group, pack
+from rmood.errors import UserError
 from rmood.tokenization import encode, render
 
 PAIRS = [Group([[7, 900, 11, 5], [7, 900, 12]]), Group([[7, 8, 3], [7, 8, 900, 900, 3]])]
@@ -41,10 +45,49 @@ def test_differences_are_relative_to_trl():
 
 
 def test_made_up_pairs_are_whole_batches():
-    rows = vs_trl.read_rows(vs_trl.Config(pairs=20, batch_size=8))
+    cfg = vs_trl.Config(pairs=20, batch_size=8)
+    made = vs_trl.read_rows(cfg)
+    tokenizer = vs_trl.make_tokenizer(made)
+    rows = vs_trl.whole_batches(cfg, made, tokenizer)
     assert len(rows) == 16
     assert all(set(row) == {"chosen", "rejected"} for row in rows)
-    assert rows == vs_trl.read_rows(vs_trl.Config(pairs=20, batch_size=8))
+    assert rows == vs_trl.read_rows(cfg)[:16]
+
+
+def test_long_pairs_are_left_out_before_batches_are_made():
+    cfg = vs_trl.Config(pairs=64, batch_size=2)
+    made = vs_trl.read_rows(cfg)
+    tokenizer = vs_trl.make_tokenizer(made)
+
+    def tokens(row):
+        return max(len(tokenizer(render(side, tokenizer))["input_ids"]) for side in row.values())
+
+    lengths = [tokens(row) for row in made]
+    limit = sorted(lengths)[20]
+    rows = vs_trl.whole_batches(replace(cfg, max_length=limit), made, tokenizer)
+    short = [row for row, length in zip(made, lengths) if length <= limit]
+    assert 0 < len(short) < 64
+    assert rows == short[: len(short) // 2 * 2]
+    with pytest.raises(UserError, match="make no batch of 64"):
+        vs_trl.whole_batches(replace(cfg, max_length=limit, batch_size=64), made, tokenizer)
+
+
+def test_a_real_model_starts_with_its_own_weights_and_a_new_head(toy_model_folder, tmp_path):
+    cfg = vs_trl.Config(model=toy_model_folder, seed=1)
+    tokenizer = AutoTokenizer.from_pretrained(toy_model_folder)
+    model = vs_trl.save_classifier(cfg, tokenizer, tmp_path / "start")
+    saved = load_file(tmp_path / "start" / "model.safetensors")
+    original = load_file(f"{toy_model_folder}/model.safetensors")
+    assert saved["score.weight"].shape == (1, 32)
+    assert set(saved) - set(original) == {"score.weight"}
+    assert all(torch.equal(saved[name], original[name].float()) for name in original)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_the_ratio_is_that_of_the_medians_and_leaves_the_first_step_out():
+    ours = [{"seconds": seconds} for seconds in (9.0, 1.0, 2.0, 30.0)]
+    trl = [{"seconds": seconds} for seconds in (90.0, 5.0, 6.0, 4.0)]
+    assert vs_trl.compare_speed(ours, trl)["ratio"] == 5 / 2
 
 
 # ---- --speed -------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ CHANGES = {
 }
 
 
-def tiny_backbone(kind: str, layers: int = 4) -> PreTrainedModel:
-    """kind: as in CHANGES. The same weights each time, of std 0.2: rewards differ visibly."""
+def tiny_backbone(kind: str, layers: int = 4, **changes) -> PreTrainedModel:
+    """kind: as in CHANGES; changes: to its config. The same weights each time, of std 0.2, so that
+    rewards differ visibly."""
     settings = dict(
         hidden_size=32,
         num_hidden_layers=layers,
@@ -37,7 +38,7 @@ def tiny_backbone(kind: str, layers: int = 4) -> PreTrainedModel:
         bos_token_id=None,
         eos_token_id=None,
     )
-    config = AutoConfig.for_model(kind, **settings, **CHANGES[kind])
+    config = AutoConfig.for_model(kind, **settings | CHANGES[kind] | changes)
     torch.manual_seed(0)
     return AutoModel.from_config(config, attn_implementation="rmood")
 

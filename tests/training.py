@@ -1,5 +1,6 @@
 """For tests of train.py: run it in this process or by torchrun, and read what it logged."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import train
 from rmood.files.rows import write_jsonl
+from rmood.runlog import RunLog
 
 SETTINGS = "--lr 3e-3 --epochs 2 --batch-size 8 --tokens-per-pass 256 --device cpu"
 
@@ -98,6 +100,36 @@ def train_to(monkeypatch, toy_model_folder, pairs_path, tmp_path):
         return train_here(monkeypatch, model, pairs, tmp_path / name, *flags)
 
     return run
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """`with killed_at(7): ...`: the run ends abruptly once step 7 has been logged.
+
+    That is before a checkpoint of that step; as by kill -9, but within this process.
+    """
+
+    @contextlib.contextmanager
+    def killed_at(step: int):
+        write = RunLog.write
+
+        def write_then_die(log, metrics, timing=None):
+            write(log, metrics, timing)
+            if metrics["step"] == step:
+                raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(RunLog, "write", write_then_die)
+            yield
+        for thread in threading.enumerate():  # of the killed run; kill -9 would end it, too
+            if thread.name == "checkpoint writer":
+                thread.join()
+
+    return killed_at
 
 
 @pytest.fixture(params=["collectives wait", "collectives return at once"])

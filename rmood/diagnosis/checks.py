@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..files.provenance import check_lineage, read_run_file
+from ..files.provenance import check_lineage, edit_of, read_run_file
 from ..files.tables import (
     Conversation,
     Pair,
@@ -132,7 +132,8 @@ def _check_lineage(path: str, made_from: dict[str, str]) -> Check:
             return Check(name, None, 0, "no run file beside it: nothing can be said")
     except UserError as error:
         return _check(name, [str(error)])
-    return _check(name, [], "yes, by their hashes")
+    edit = edit_of(path)
+    return _check(name, [], f"yes, but edited since: {edit}" if edit else "yes, by their hashes")
 
 
 def _check_model(
@@ -173,6 +174,7 @@ def inspect_pairs(
     prompts: str | None = None,
     *,
     chat_template: str = "",
+    template_kwargs: str = "",
 ) -> list[ShownPair]:
     """Pairs as the model reads them, and what gold says about them.
 
@@ -184,7 +186,7 @@ def inspect_pairs(
     else:
         verdicts = [_own_verdict(pair) for pair in pairs]
     tokenization = torch_modules().tokenization
-    tokenizer = tokenization.load_tokenizer(model, chat_template)
+    tokenizer = tokenization.load_tokenizer(model, chat_template, template_kwargs)
     shown = []
     for number, (pair, verdict) in enumerate(zip(pairs, verdicts)):
         chosen = tokenization.show_row(pair.chosen, tokenizer)

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..metrics import HEALTHY
+from ..metrics import HEALTHY, wilson
 from .measures import within_prompt_margins
 
 STYLE = {
@@ -60,8 +60,8 @@ def of_diagnosis(runs: list[dict], gold: np.ndarray) -> list[str]:
             rewards,
             gold.ravel(),
             "reward",
-            "Rewards on one axis. A proxy whose distribution is far narrower than gold's is "
-            "compressed; an offset alone means nothing.",
+            "Rewards on one axis. Neither an offset nor a narrower distribution is a fault by "
+            "itself: gold's unit is arbitrary.",
         ),
         _histograms(
             runs,
@@ -115,7 +115,7 @@ def _scatter(name: str, proxy: np.ndarray, gold: np.ndarray, i: int) -> str:
     axes.set(xlabel="gold margin", ylabel="proxy margin")
     axes.axhline(0, **FAINT)
     axes.axvline(0, **FAINT)
-    axes.axline((0, 0), slope=1, color=GOLD, linestyle="--", label="margins as wide as gold's")
+    axes.axline((0, 0), slope=1, color=GOLD, linestyle="--", label="as wide as gold's")
 
     step = -(-len(gold) // SHOWN_POINTS)  # rounded up
     right = proxy * np.sign(gold) > 0
@@ -124,8 +124,8 @@ def _scatter(name: str, proxy: np.ndarray, gold: np.ndarray, i: int) -> str:
     axes.scatter(*hits, s=9, color=_colour(i), alpha=0.45, linewidths=0, label="ranked as gold")
     axes.scatter(*misses, s=14, marker="x", color=MISS, linewidths=0.8, label="missed")
     caption = (
-        f"{name}: margins of gold and proxy on the same scale. A flat cloud is a compressed proxy, "
-        "a shapeless one has not learned."
+        f"{name}: margins of gold and proxy. A cloud that rises to the right has the order, a "
+        "shapeless one has not; how steeply it rises depends on gold's unit."
     )
     if step > 1:
         caption += f" Every {step}th pair is drawn."
@@ -170,36 +170,64 @@ def _reliability(runs: list[dict]) -> str:
     axes = _new_axes()
     for i, run in enumerate(runs):
         rows = run["numbers"]["reliability"]
-        line = _line(run["name"], i)
-        axes.plot(_column("confidence", rows), _column("right", rows), marker="o", **line)
+        right = np.array(_column("right", rows))
+        intervals = [wilson(row["right"] * row["pairs"], row["pairs"]) for row in rows]
+        below = right - [low for low, _ in intervals]
+        above = [high for _, high in intervals] - right
+        x = _column("confidence", rows)
+        axes.errorbar(x, right, yerr=[below, above], marker="o", **_line(run["name"], i))
     axes.axline((0.5, 0.5), slope=1, color=GOLD, linestyle="--", label="calibrated")
     axes.set(xlim=(0.48, 1.02), ylim=(0, 1.03))
     axes.set(xlabel="confidence, sigmoid(|margin|)", ylabel="share ranked as gold")
     caption = (
-        "Calibration: above the line the proxy's margins are narrower than its match allows, below "
-        "the line they are wider."
+        "Calibration, with 95% intervals: above the line the margins are narrower than what the "
+        "proxy knows, below the line they are wider."
     )
     return _svg(axes, caption, legend="lower right")
 
 
 def _training(run: dict, i: int) -> str:
+    """Loss and accuracy of each step, smoothed, with the held-out ones."""
     axes = _new_axes(run["name"])
-    parts = {"": {"linestyle": "-"}, "eval_": {"linestyle": "", "marker": "o"}}
-    for prefix, style in parts.items():
-        for name, colour in (("loss", _colour(i)), ("accuracy", GOLD)):
-            lines = [line for line in run["metrics"] if line.get(prefix + name) is not None]
-            lines = [line for line in lines if "step" in line]
-            if lines:
-                label = f"held out: {name}" if prefix else name
-                steps, values = _column("step", lines), _column(prefix + name, lines)
-                axes.plot(steps, values, color=colour, label=label, **style)
+    for name, colour in (("loss", _colour(i)), ("accuracy", GOLD)):
+        steps, values = _logged(run["metrics"], name)
+        if steps:
+            axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+            axes.plot(steps, smoothed(values), color=colour, label=name)
+        steps, values = _logged(run["metrics"], f"eval_{name}")
+        if steps:
+            axes.plot(
+                steps, values, color=colour, marker="o", linestyle="", label=f"held out: {name}"
+            )
+        steps, values = _logged(run["metrics"], f"train_{name}")
+        if steps:
+            label = f"training pairs after the epoch: {name}"
+            axes.plot(steps, values, color=colour, marker="x", linestyle="", label=label)
     axes.axhline(np.log(2), color="#9a9a9a", linestyle=":", label="ln 2: equal rewards")
     axes.set(xlabel="step", ylim=(0, None))
     caption = (
-        f"{run['name']}: training. The loss should fall from about 0.7 to "
-        f"{HEALTHY['loss'].high:g} or less, the accuracy rise to {HEALTHY['accuracy'].low:g}."
+        f"{run['name']}: training, each pair before its update (faint: every step; line: running "
+        "mean). In the first epoch these are pairs it had not seen; where the held-out loss rises "
+        "again, it memorises."
     )
     return _svg(axes, caption)
+
+
+def _logged(metrics: list[dict], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the lines that have this number."""
+    lines = [line for line in metrics if line.get(name) is not None and "step" in line]
+    return _column("step", lines), _column(name, lines)
+
+
+def smoothed(values: list[float]) -> np.ndarray:
+    """(n,) -> (n,) running mean over n / 20 steps to either side; fewer at the ends."""
+    values = np.asarray(values, dtype=float)
+    half = len(values) // 20
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    first = np.maximum(at - half, 0)
+    end = np.minimum(at + half + 1, len(values))
+    return (sums[end] - sums[first]) / (end - first)
 
 
 def _best_of_n(curves: dict[str, list[dict]], x: str, xlabel: str) -> str:

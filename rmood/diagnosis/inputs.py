@@ -4,6 +4,7 @@ P prompts, K responses each; rewards are (P, K)
 """
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,17 @@ import numpy as np
 
 from ..errors import UserError
 from ..files.paths import dataset_paths
-from ..files.provenance import check_lineage, read_run_file
+from ..files.provenance import (
+    check_lineage,
+    check_makers,
+    read_run_file,
+    refuse_mismatch,
+    same_entry,
+)
+from ..files.rows import read_json
 from ..files.tables import (
     Conversation,
+    Pair,
     check_rows,
     read_prompts,
     read_records,
@@ -73,6 +82,16 @@ def read_texts(
     if is_path(gold) and files:
         check_lineage(gold_label, **files)
     return prompts, responses
+
+
+def check_gold_is_not_the_proxys(proxy, gold: np.ndarray | PathLike) -> None:
+    """Raise UserError where gold's rewards file was made by the proxy, by the run files.
+
+    proxy: rewards, the path of a rewards file, a Scorer, or a model's folder or name.
+    """
+    proxy = getattr(proxy, "name", proxy)  # of a Scorer
+    if is_path(proxy) and is_path(gold):
+        check_makers(str(proxy), is_rewards_file(proxy), str(gold))
 
 
 def texts_in(*paths: PathLike) -> Texts | None:
@@ -138,12 +157,14 @@ def check_same_texts(path: str, gold_path: str) -> None:
                     "pass the matching file"
                 )
     for role in ("prompts", "responses"):
-        scored_from = _input_of(path, role).get("sha256")
-        gold_from = _input_of(gold_path, role).get("sha256")
-        if scored_from and gold_from and scored_from != gold_from:
-            raise UserError(
+        scored_from = _input_of(path, role)
+        gold_from = _input_of(gold_path, role)
+        if scored_from and gold_from and not same_entry(scored_from, gold_from):
+            refuse_mismatch(
                 f"{path}: scored from other {role} than {gold_path} (their run files say so): "
-                "pass the matching file"
+                "pass the matching file",
+                path,
+                gold_path,
             )
 
 
@@ -179,6 +200,12 @@ def _input_of(path: str, role: str) -> dict:
     """What the run file of `path` says of its input in that role: path and sha256."""
     run = read_run_file(path) or {}
     return run.get("inputs", {}).get(role, {})
+
+
+def truncated_share(responses) -> float | None:
+    """Share of the responses in a file that end at --max-tokens, by its run file; else None."""
+    run = read_run_file(str(responses)) if is_path(responses) else None
+    return (run or {}).get("truncated_share")
 
 
 def maker_of(rewards) -> str | None:
@@ -226,3 +253,39 @@ def read_metrics(model: str) -> list[dict]:
         return [json.loads(line) for line in whole]
     except ValueError:
         raise UserError(f"{path}: a line is not valid JSON: repair or remove the file")
+
+
+def draw(pairs: Sequence[Pair], count: int, seed: int) -> Sequence[Pair]:
+    """A sample of the pairs without replacement; all of them for a count of 0 or beyond theirs."""
+    if count == 0 or count >= len(pairs):
+        return pairs
+    return random.Random(seed).sample(pairs, count)
+
+
+def read_run(model: str) -> dict:
+    """The run.json of a model that train.py wrote, or one that says nothing."""
+    path = Path(model, "run.json")
+    run = read_json(str(path)) if path.is_file() else {}
+    return {"config": {}} | (run if isinstance(run, dict) else {})
+
+
+def run_numbers(run: dict) -> dict:
+    """What run.json says of how the model was trained; {} where there is none.
+
+    trained_here        1: train.py made it
+    run_lr, run_epochs, run_batch_size, run_precision
+    asked_to_squeeze    1 where the options ask for narrower margins than the labels allow: soft
+                        labels, label smoothing, weight decay; asked_words: which
+    """
+    config = run["config"]
+    if not config:
+        return {}
+    found = {"trained_here": 1.0}
+    for name in ("lr", "epochs", "batch_size", "precision"):
+        if name in config:
+            found[f"run_{name}"] = config[name]
+    asked = []
+    for name in ("label_temperature", "label_smoothing", "weight_decay"):
+        if config.get(name):
+            asked.append(f"--{name.replace('_', '-')} {config[name]:g}")
+    return found | {"asked_to_squeeze": float(bool(asked)), "asked_words": " and ".join(asked)}

@@ -1,22 +1,32 @@
 """What a proxy reward model learned, measured against gold: pure numpy functions.
 
-P prompts, K responses each, M = K (K - 1) / 2 pairs of a prompt. A margin is r_i - r_j of two
-responses to one prompt (i < j). Rewards of a model trained by Bradley-Terry are log-odds (nats),
-gold's may have any unit. Their offset means nothing (only margins enter the loss), so agreement and
-spread are judged on margins.
+P prompts, K responses each, M = K (K - 1) / 2 pairs of a prompt, n of them compared (gold's ties
+are left out). A margin is r_i - r_j of two responses to one prompt (i < j). Rewards of a model
+trained by Bradley-Terry are log-odds (nats), gold's may have any unit. Their offset means nothing
+(only margins enter the loss), so agreement and spread are judged on margins.
+
+Every interval is one of 95%, clustered by prompt (scale.py). No number depends on which response of
+a pair is written first, but for those that ask whether it matters (`position_numbers`).
 """
 
 import math
-from itertools import combinations
+from itertools import combinations, permutations
+from statistics import NormalDist
 
 import numpy as np
 
 from ..errors import UserError
-from ..metrics import reward_summary, std_within, wilson
+from ..metrics import reward_summary, std_within
+from .scale import Estimate, Z, clustered_error, mean, scale_numbers, share, towards_gold
 
 MARGIN_BINS = 5
 CALIBRATION_BINS = 10
-SCALES = np.logspace(-2, 3, 251)  # candidates for the best factor on all margins
+CALIBRATED_DRAWS = 200  # simulated data sets of a calibrated model, for ece_expected
+GOLD_KINDS = ("log-odds", "rating", "probability")
+RATING_STEPS = 21  # a judge's scale has at most so many different values: 0 to 10 in halves
+ALIKE = 0.98  # share of the rewards that must agree; the others may be noise of rare size
+FEWEST_STEPS = 5  # logged, for an interval by their scatter
+NEAR_END = 0.01  # of the range of the rewards: what lies so near to its ends is "at" them
 
 
 def within_prompt_margins(rewards: np.ndarray) -> np.ndarray:
@@ -28,41 +38,44 @@ def within_prompt_margins(rewards: np.ndarray) -> np.ndarray:
 # ---- agreement -----------------------------------------------------------------------------------
 
 
+def compared_pairs(gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P, M) gold margins -> (P, M) which pairs gold does not tie, and (n,) the prompt of each."""
+    compared = gold != 0
+    return compared, np.nonzero(compared)[0]
+
+
 def match_with_gold(proxy: np.ndarray, gold: np.ndarray) -> dict:
     """(P, M) margins -> how often the proxy ranks a pair as gold does; gold's ties are left out.
 
         match            share with sign(proxy) = sign(gold): a proxy tie is a miss
         match_ties_half  the same, a proxy tie counted as half: the expected value if ties were
                          decided at random
-        match_low, match_high   95% interval (Wilson) of match
+        match_low, match_high   95% interval of match
+        proxy_tie_share, proxy_tie_share_low   share of them that the proxy ties
 
-    The M pairs of a prompt share responses, so the interval counts prompts, not pairs: its n is
-    (sum m)^2 / sum m^2 with m compared pairs of a prompt (Kish 1965), as if they agreed fully; for
-    two responses per prompt that is the number of pairs. Raises UserError if gold's rewards are
-    equal in every pair.
+    Raises UserError if gold's rewards are equal in every pair.
     """
-    compared = gold != 0
+    compared, prompt = compared_pairs(gold)
     pairs = int(compared.sum())
     if pairs == 0:
         raise UserError(
             f"gold gives both responses the same reward in all {gold.size:,} pairs: "
             "nothing to compare, check the gold rewards"
         )
-    agreement = np.sign(proxy) * np.sign(gold)  # 1: same order, -1: the other, 0: one of them ties
-    hits = int((agreement > 0).sum())
-    ties = int((proxy[compared] == 0).sum())
-    independent = pairs**2 / np.square(compared.sum(axis=1)).sum()
-    low, high = wilson(hits / pairs * independent, independent)
+    agreement = np.sign(proxy[compared]) * np.sign(gold[compared])  # 1: same order, 0: a tie
+    match = share((agreement > 0).astype(float), prompt)
+    ties = share((agreement == 0).astype(float), prompt)
     return {
         "pairs": int(gold.size),
         "gold_ties": int(gold.size) - pairs,
         "compared": pairs,
-        "proxy_ties": ties,
-        "proxy_tie_share": ties / pairs,
-        "match": hits / pairs,
-        "match_ties_half": (hits + ties / 2) / pairs,
-        "match_low": low,
-        "match_high": high,
+        "proxy_ties": int((agreement == 0).sum()),
+        "proxy_tie_share": ties.value,
+        "proxy_tie_share_low": ties.low,
+        "match": match.value,
+        "match_ties_half": match.value + ties.value / 2,
+        "match_low": match.low,
+        "match_high": match.high,
     }
 
 
@@ -76,24 +89,22 @@ def match_by(
     where it is shorter is a proxy that goes by length. Equal values stay in one bin, so bins may
     differ in size, and there may be fewer of them.
     """
-    compared = gold != 0
+    compared, prompt = compared_pairs(gold)
     by, proxy, gold = by[compared], proxy[compared], gold[compared]
     inner_edges = np.quantile(by, np.linspace(0, 1, bins + 1)[1:-1])
     bin_of = np.searchsorted(np.unique(inner_edges), by)
     rows = []
     for number in np.unique(bin_of):
         here = bin_of == number
-        pairs = int(here.sum())
-        hits = int((proxy[here] * gold[here] > 0).sum())
-        low, high = wilson(hits, pairs)
+        match = share((proxy[here] * gold[here] > 0).astype(float), prompt[here])
         rows.append(
             {
                 "from": float(by[here].min()),
                 "to": float(by[here].max()),
-                "pairs": pairs,
-                "match": hits / pairs,
-                "match_low": low,
-                "match_high": high,
+                "pairs": int(here.sum()),
+                "match": match.value,
+                "match_low": match.low,
+                "match_high": match.high,
             }
         )
     return rows
@@ -113,6 +124,26 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     if a.min() == a.max() or b.min() == b.max():
         return 0.0
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def margin_correlation(a: np.ndarray, b: np.ndarray, prompt: np.ndarray) -> Estimate:
+    """Spearman's rho of two kinds of (n,) margins, each pair taken in both orders.
+
+    So it does not matter which response is written first. The interval treats the ranks as given
+    and is that of a correlation's influence function, a b - rho (a^2 + b^2) / 2 of standardised a
+    and b. Both are 0 where one side does not vary.
+    """
+    a, b = _standard_ranks(a), _standard_ranks(b)
+    rho = float((a * b).mean())
+    half = Z * clustered_error(a * b - rho * (np.square(a) + np.square(b)) / 2, prompt)
+    return Estimate(rho, max(-1.0, rho - half), min(1.0, rho + half))
+
+
+def _standard_ranks(margins: np.ndarray) -> np.ndarray:
+    """(n,) ranks among the margins of both orders, centred, with a mean square of 1."""
+    centred = ranks(np.concatenate([margins, -margins]))[: len(margins)] - len(margins) - 0.5
+    size = math.sqrt(np.square(centred).mean())
+    return centred / size if size > 0 else centred
 
 
 def most_wrong(proxy: np.ndarray, gold: np.ndarray, count: int = 8) -> list[tuple[int, int, int]]:
@@ -180,23 +211,22 @@ def calibration(proxy: np.ndarray, gold: np.ndarray, bins: int = CALIBRATION_BIN
     Seen from the side that the proxy prefers: its confidence is c = sigmoid(|margin|), and it is
     right (1), wrong (0) or tied (1/2).
 
-        ece          sum over bins of equal size of n_b / n |mean right - mean c| (Guo et al. 2017,
-                     equation 3)
-        brier        mean (c - right)^2 (Brier 1950); 0.25 at equal rewards
-        best_scale   the factor on all margins with the least loss (temperature scaling, Guo et al.
-                     2017, section 4.2, as 1 / T): 1 where the margins are calibrated, above 1
-                     where they are narrower than its match allows, below 1 where they are wider
-        reliability  one row per bin: confidence, right, pairs
+        ece           sum over bins of equal size of n_b / n |mean right - mean c| (Guo et al. 2017,
+                      equation 3). It is above 0 for any finite number of pairs, so beside it:
+        ece_expected  what a model shows that is right with probability c: the mean of 200 simulated
+                      sets of these very confidences, seed 0, ...
+        ece_usual     ... and what 95% of them stay below
+        brier         mean (c - right)^2 (Brier 1950); 0.25 at equal rewards
+        reliability   one row per bin: confidence, right, pairs
     """
     compared = gold != 0
     towards_gold = proxy[compared] * np.sign(gold[compared])  # (n,) above 0: ranked as gold does
     confidence = 1 / (1 + np.exp(-np.abs(towards_gold)))
     right = (np.sign(towards_gold) + 1) / 2
 
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(right)))
     reliability = []
-    for part in np.array_split(np.argsort(confidence, kind="stable"), bins):
-        if len(part) == 0:
-            continue
+    for part in parts:
         reliability.append(
             {
                 "confidence": float(confidence[part].mean()),
@@ -204,14 +234,20 @@ def calibration(proxy: np.ndarray, gold: np.ndarray, bins: int = CALIBRATION_BIN
                 "pairs": len(part),
             }
         )
-    gaps = [row["pairs"] * abs(row["right"] - row["confidence"]) for row in reliability]
-    losses = [np.logaddexp(0, -scale * towards_gold).mean() for scale in SCALES]
+    draws = np.random.default_rng(0).random((CALIBRATED_DRAWS, len(right)))
+    simulated = [_calibration_error(confidence, draw < confidence, parts) for draw in draws]
     return {
-        "ece": sum(gaps) / len(right),
+        "ece": _calibration_error(confidence, right, parts),
+        "ece_expected": float(np.mean(simulated)),
+        "ece_usual": float(np.quantile(simulated, 0.95)),
         "brier": float(np.square(confidence - right).mean()),
-        "best_scale": float(SCALES[int(np.argmin(losses))]),
         "reliability": reliability,
     }
+
+
+def _calibration_error(confidence: np.ndarray, right: np.ndarray, parts: list) -> float:
+    gaps = [abs((right[part] - confidence[part]).sum()) for part in parts]
+    return float(sum(gaps) / len(right))
 
 
 def least_loss(noise: float) -> float:
@@ -235,55 +271,186 @@ def length_gap(gold: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def length_numbers(proxy: np.ndarray, gold: np.ndarray, lengths: np.ndarray) -> dict:
     """(P, K) rewards and response lengths in characters -> does length explain the rewards?
 
-    proxy_length_correlation, gold_length_correlation   Spearman's rho of margins with length
-                     differences, within prompts
-    length_match     the match that length alone would reach, by "longer wins" or by "shorter
-                     wins", whichever is better; a tie is half
+    proxy_length_correlation, gold_length_correlation   `margin_correlation` with length
+                     differences
+    length_excess, length_excess_low   |proxy's| minus |gold's|: what gold does not ask for
+    length_match, length_match_low   the match that length alone would reach, by "longer wins" or by
+                     "shorter wins", whichever is better; a tie is half
+    against_length, against_length_low, against_length_high   match of the pairs in which gold's
+                     choice is not the one that the proxy's own leaning (to longer or to shorter
+                     responses) picks. Under 0.5: where length points the other way it is worse
+                     than a coin. Absent without such pairs.
     by_length_gap    match_by of how much longer gold's choice is
     """
     proxy_margin = within_prompt_margins(proxy)
     gold_margin = within_prompt_margins(gold)
     difference = within_prompt_margins(lengths)
     gap = length_gap(gold, lengths)
-    compared = gold_margin != 0
-    longer_wins = ((np.sign(gap[compared]) + 1) / 2).mean()
-    return {
-        "proxy_length_correlation": rank_correlation(proxy_margin[compared], difference[compared]),
-        "gold_length_correlation": rank_correlation(gold_margin[compared], difference[compared]),
-        "length_match": float(max(longer_wins, 1 - longer_wins)),
-        "by_length_gap": match_by(gap, proxy_margin, gold_margin),
+    compared, prompt = compared_pairs(gold_margin)
+    of_proxy = margin_correlation(proxy_margin[compared], difference[compared], prompt)
+    of_gold = margin_correlation(gold_margin[compared], difference[compared], prompt)
+    excess = abs(of_proxy.value) - abs(of_gold.value)
+    half = math.hypot(of_proxy.value - of_proxy.low, of_gold.value - of_gold.low)
+
+    longer_wins = share((np.sign(gap[compared]) + 1) / 2, prompt)
+    by_length = longer_wins
+    if longer_wins.value < 0.5:
+        by_length = Estimate(1 - longer_wins.value, 1 - longer_wins.high, 1 - longer_wins.low)
+    numbers = {
+        "proxy_length_correlation": of_proxy.value,
+        "gold_length_correlation": of_gold.value,
+        "length_excess": excess,
+        "length_excess_low": excess - half,
+        "length_match": by_length.value,
+        "length_match_low": by_length.low,
     }
+    leaning = 1 if of_proxy.value >= 0 else -1
+    against = compared & (gap * leaning < 0)
+    if against.any():
+        right = (np.sign(proxy_margin[against] * gold_margin[against]) + 1) / 2
+        numbers |= share(right, np.nonzero(against)[0]).as_numbers("against_length")
+    return numbers | {"by_length_gap": match_by(gap, proxy_margin, gold_margin)}
 
 
-def gold_numbers(gold: np.ndarray) -> dict:
-    """(P, K) gold rewards -> gold_tie_share and gold_at_ends.
+def position_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
+    """(P, M) margins -> is the proxy right more often where the response written first is better?
 
-    gold_tie_share   share of the pairs with equal gold rewards
-    gold_at_ends     share of the rewards within 1% of their range from its ends; some 1% for raw
-                     rewards, far more where they were clipped or squashed
+    gold_first           share of the compared pairs in which gold prefers the one written first
+    position_bias        half of: match where it does, minus match where it prefers the other; 0.1
+                         is 0.9 against 0.7. Absent where gold prefers one side only (files that
+                         write the chosen response first)
+    position_bias_size_low   the lower bound of |position_bias|, 0 where its interval holds 0
     """
-    low, high = gold.min(), gold.max()
-    near = 0.01 * (high - low)
-    at_ends = (gold <= low + near) | (gold >= high - near)
-    return {
-        "gold_tie_share": float((within_prompt_margins(gold) == 0).mean()),
-        "gold_at_ends": float(at_ends.mean()),
+    compared, prompt = compared_pairs(gold)
+    right = (np.sign(proxy[compared] * gold[compared]) + 1) / 2
+    first = gold[compared] > 0
+    numbers = {"gold_first": float(first.mean())}
+    if first.all() or not first.any():
+        return numbers
+    on_first = share(right[first], prompt[first])
+    on_second = share(right[~first], prompt[~first])
+    bias = (on_first.value - on_second.value) / 2
+    half = math.hypot(_half_width(on_first), _half_width(on_second)) / 2
+    return numbers | {
+        "position_bias": bias,
+        "position_bias_size_low": max(0.0, abs(bias) - half),
     }
+
+
+def _half_width(estimate: Estimate) -> float:
+    return (estimate.high - estimate.low) / 2
+
+
+def guess_gold_kind(gold: np.ndarray) -> str:
+    """(P, K) gold rewards -> rating, probability or log-odds.
+
+    rating       at most 21 different values, fewer than half as many as rewards: a judge's scale
+    probability  all of them lie in 0 to 1
+    log-odds     neither
+    """
+    values = len(np.unique(gold))
+    if values <= RATING_STEPS and 2 * values <= gold.size:
+        return "rating"
+    if gold.min() >= 0 and gold.max() <= 1:
+        return "probability"
+    return "log-odds"
+
+
+def gold_numbers(
+    proxy: np.ndarray,
+    gold: np.ndarray,
+    kind: str = "auto",
+    responses: list[list[str]] | None = None,
+) -> dict:
+    """(P, K) rewards -> what gold itself allows.
+
+    gold_kind         log-odds, rating or probability; gold_kind_said: 1 if the caller says so, 0 if
+                      it was guessed (auto)
+    gold_tie_share, gold_tie_share_low   share of the pairs of different responses with equal gold
+                      rewards; without the texts, of pairs that gold and proxy do not both tie
+    gold_unsure       std within prompts of gold's log-odds (of a probability p: log p / (1 - p));
+                      absent for a rating, whose unit is unknown
+    gold_at_ends, gold_at_ends_low     share of gold's rewards within 1% of their range from its
+                      ends, without the two that are the ends: near 0 for raw rewards, far more
+                      where they were clipped or squashed; absent for a rating, which has few values
+    proxy_at_ends, proxy_at_ends_low   the same of the proxy's rewards
+    """
+    said = kind != "auto"
+    kind = kind if said else guess_gold_kind(gold)
+    proxy_margin = within_prompt_margins(proxy)
+    gold_margin = within_prompt_margins(gold)
+    different = (proxy_margin != 0) | (gold_margin != 0)
+    if responses is not None:
+        different = ~identical_responses(responses)
+    prompt = np.nonzero(different)[0]
+    numbers = {"gold_kind": kind, "gold_kind_said": float(said), "gold_tie_share": 0.0}
+    if len(prompt):
+        ties = share((gold_margin[different] == 0).astype(float), prompt)
+        numbers |= {"gold_tie_share": ties.value, "gold_tie_share_low": ties.low}
+    numbers |= _at_ends("proxy", proxy)
+    if kind == "rating":
+        return numbers
+    log_odds = gold
+    if kind == "probability":
+        inside = np.clip(gold, 1e-6, 1 - 1e-6)
+        log_odds = np.log(inside / (1 - inside))
+    numbers["gold_unsure"] = float(std_within(within_prompt_margins(log_odds)))
+    return numbers | _at_ends("gold", gold)
+
+
+def _at_ends(side: str, rewards: np.ndarray) -> dict:
+    low, high = rewards.min(), rewards.max()
+    near = NEAR_END * (high - low)
+    at_ends = (rewards <= low + near) | (rewards >= high - near)
+    at_ends.flat[[rewards.argmin(), rewards.argmax()]] = False  # of any rewards two are the ends
+    found = share(
+        at_ends.ravel().astype(float), np.repeat(np.arange(len(rewards)), rewards.shape[1])
+    )
+    return {f"{side}_at_ends": found.value, f"{side}_at_ends_low": found.low}
+
+
+def identical_responses(responses: list[list[str]]) -> np.ndarray:
+    """P rows of K texts -> (P, M) whether the two texts of a pair are equal."""
+    return np.array([[a == b for a, b in combinations(row, 2)] for row in responses])
+
+
+def agreement_too_good(proxy: np.ndarray, gold: np.ndarray) -> dict:
+    """(P, M) margins -> gold_residual: what of the proxy's margins is not a multiple of gold's.
+
+    rms of proxy - slope gold over the rms of proxy, 0 to 1, with the least-squares slope. A proxy
+    knows the signs of gold's margins alone, so it cannot come near 0 unless it made them.
+    """
+    power = np.square(proxy).sum()
+    if power == 0:
+        return {}
+    slope = (proxy * gold).sum() / np.square(gold).sum()
+    return {"gold_residual": math.sqrt(np.square(proxy - slope * gold).sum() / power)}
 
 
 def twin_gap(proxy: np.ndarray, responses: list[list[str]]) -> dict:
     """(P, K) rewards and texts -> do identical responses to one prompt get identical rewards?
 
     twins      number of pairs of identical responses
-    twin_gap   their mean |margin| over the std of all margins: above 0 with dropout, or where
-               rewards and responses are in different order; absent without twins
+    twin_gap   root mean square of their margins over that of all margins: above 0 with dropout, or
+               where rewards and responses are in different order; absent without twins
     """
     margins = within_prompt_margins(proxy)
-    same = np.array([[a == b for a, b in combinations(row, 2)] for row in responses])
+    same = identical_responses(responses)
     numbers = {"twins": int(same.sum())}
-    if same.any() and margins.std() > 0:
-        numbers["twin_gap"] = float(np.abs(margins[same]).mean() / margins.std())
+    if same.any() and margins.any():
+        numbers["twin_gap"] = float(std_within(margins[same]) / std_within(margins))
     return numbers
+
+
+def resolution(proxy: np.ndarray, gold: np.ndarray, score_noise: float) -> dict:
+    """(P, K) rewards, and the root mean square of what rounding changes in a margin -> is the order
+    of the compared pairs lost in it?
+
+    resolution, resolution_low, resolution_high   share of them with |margin| under twice that noise
+    """
+    x, prompt = towards_gold(proxy, gold)
+    lost = np.abs(x) < 2 * score_noise
+    return share(lost.astype(float), prompt).as_numbers("resolution")
 
 
 def bf16_share(rewards: np.ndarray) -> float:
@@ -298,31 +465,181 @@ def bf16_share(rewards: np.ndarray) -> float:
     return float((is_float32 & (low_bits == 0)).mean())
 
 
+# ---- finished rewards against those that their model gives now -----------------------------------
+
+
+def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> dict:
+    """(P, K) finished rewards, and (P, K) what the model that is said to have given them gives now
+    -> are they the same, and if not, how do they differ?
+
+    noise: root mean square of what rounding changes in a reward (probes.rounding_numbers).
+
+    reproduced      Spearman's rho of all rewards
+    file_is         equal      but for noise and for an offset of a prompt, which means nothing
+                    position   plus a constant for each place of a response
+                    rescaled   times a positive factor (file_factor), plus a constant
+                    inverted   times a negative factor
+                    squashed   a monotone function of it, as a sigmoid is
+                    shuffled   the same rewards in another order (file_words); only where the
+                               margins' correlation is under 0.5
+                    mixed      the same in a part of the rows (same_rows)
+                    other      none of these: of another model, or of other texts
+    file_words      what was found, in words
+    file_tolerance  how far two rewards may be apart and count as equal: 4 times the noise, and half
+                    a step of bf16 where the file holds bf16 values
+    """
+    spread = float(own.std()) or 1.0
+    tolerance = 4 * noise + 1e-4 * spread
+    if bf16_share(rewards) == 1:
+        tolerance += 2**-8 * float(np.abs(rewards).max())
+    numbers = {
+        "reproduced": rank_correlation(rewards.ravel(), own.ravel()),
+        "file_tolerance": tolerance,
+        "file_is": "other",
+        "file_words": f"correlation with its own rewards {_pearson(rewards, own):.3f}",
+    }
+
+    def alike(difference: np.ndarray, factor: float = 1.0) -> bool:
+        return (np.abs(difference) <= tolerance * factor).mean() >= ALIKE
+
+    margins = within_prompt_margins(rewards)
+    own_margins = within_prompt_margins(own)
+    if alike(rewards - own) or alike(margins - own_margins, math.sqrt(2)):
+        return numbers | {"file_is": "equal", "file_words": "they are the model's own"}
+
+    offsets = np.median(rewards - own, axis=0)  # (K,)
+    if alike(rewards - own - offsets):
+        places = ", ".join(f"response {i}: {offset:+.3g}" for i, offset in enumerate(offsets, 1))
+        return numbers | {"file_is": "position", "file_words": f"{places}, added to each reward"}
+
+    factor, constant = np.polyfit(own.ravel(), rewards.ravel(), 1) if own.std() else (0.0, 0.0)
+    if factor and alike(rewards - factor * own - constant, max(abs(factor), 1e-3)):
+        return numbers | {
+            "file_is": "rescaled" if factor > 0 else "inverted",
+            "file_factor": float(factor),
+            "file_words": f"{factor:.4g} times the model's rewards {constant:+.3g}",
+        }
+
+    if _pearson(margins, own_margins) < 0.5:
+        words = _order_in_words(rewards, own, tolerance)
+        if words:
+            return numbers | {"file_is": "shuffled", "file_words": words}
+
+    left = _left_of_monotone(rewards.ravel(), own.ravel())
+    left_of_line = 1 - _pearson(rewards, own) ** 2  # noise leaves about as much of either
+    if left < 1e-3 + 4 * (noise / spread) ** 2 and left < left_of_line / 4:
+        words = "a monotone function of the model's rewards, but not a linear one"
+        return numbers | {"file_is": "squashed", "file_words": words}
+
+    same = (np.abs(rewards - own) <= tolerance).all(axis=1)  # (P,)
+    by_chance = (np.abs(np.roll(rewards, 1, axis=0) - own) <= tolerance).all(axis=1)
+    if same.mean() > 0.1 + 2 * by_chance.mean():
+        rows = np.nonzero(~same)[0]
+        words = f"rows {rows[0]:,} to {rows[-1]:,} hold the {(~same).sum():,} that are not"
+        return numbers | {"file_is": "mixed", "same_rows": float(same.mean()), "file_words": words}
+    return numbers
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
+    size = math.sqrt(np.square(a).sum() * np.square(b).sum())
+    return float((a * b).sum() / size) if size > 0 else 0.0
+
+
+def _order_in_words(rewards: np.ndarray, own: np.ndarray, tolerance: float) -> str:
+    """In which order (P, K) rewards hold the model's own; "" where they are other rewards."""
+
+    def same_rows(reordered: np.ndarray) -> float:
+        return float((np.abs(rewards - reordered) <= tolerance).all(axis=1).mean())
+
+    prompts, count = own.shape
+    if count <= 4:
+        for order in permutations(range(count)):
+            if same_rows(own[:, order]) >= ALIKE:
+                places = ", ".join(str(place + 1) for place in order)
+                return f"in each row the responses are in the order {places}"
+    if same_rows(own[::-1]) >= ALIKE:
+        return "the rows are in reverse order"
+    if same_rows(own.T.reshape(own.shape)) >= ALIKE:
+        return "all first responses come first, then all second ones"
+    for row in np.nonzero((np.abs(own - rewards[0]) <= tolerance).all(axis=1))[0]:
+        if same_rows(np.roll(own, -row, axis=0)) >= ALIKE:
+            return f"row 0 holds the rewards of row {row:,}, and so on"
+    apart = np.abs(np.sort(rewards, axis=None) - np.sort(own, axis=None)).mean()
+    if apart > tolerance:
+        return ""
+    elsewhere = _found_rows(rewards, own, tolerance)
+    if elsewhere > 0.9:
+        return "each row holds the rewards of another row, by no simple rule"
+    return "the same rewards, in other rows and places"
+
+
+def _found_rows(rewards: np.ndarray, own: np.ndarray, tolerance: float) -> float:
+    """Share of the (P, K) rows of rewards that are a row of own."""
+    found = 0
+    for row in rewards:
+        found += bool((np.abs(own - row) <= tolerance).all(axis=1).any())
+    return found / len(rewards)
+
+
+def _left_of_monotone(values: np.ndarray, of: np.ndarray) -> float:
+    """Share of the variance of (n,) values that no rising function of (n,) `of` explains.
+
+    Isotonic regression by pooling adjacent violators (Ayer et al. 1955).
+    """
+    if values.std() == 0:
+        return 1.0
+    means: list[float] = []
+    counts: list[int] = []
+    for value in values[np.lexsort((values, of))]:
+        means.append(float(value))
+        counts.append(1)
+        while len(means) > 1 and means[-2] > means[-1]:
+            count = counts.pop()
+            mean_of_last = means.pop()
+            means[-1] = (means[-1] * counts[-1] + mean_of_last * count) / (counts[-1] + count)
+            counts[-1] += count
+    fitted = np.repeat(means, counts)
+    ordered = values[np.lexsort((values, of))]
+    return float(np.square(ordered - fitted).mean() / values.var())
+
+
 # ---- all of it -----------------------------------------------------------------------------------
 
 
-def compare(proxy: np.ndarray, gold: np.ndarray, responses: list[list[str]] | None = None) -> dict:
+def compare(
+    proxy: np.ndarray,
+    gold: np.ndarray,
+    responses: list[list[str]] | None = None,
+    gold_kind: str = "auto",
+) -> dict:
     """(P, K) rewards of proxy and gold -> every number above in one flat dict.
 
     margin_slope is of proxy margin = slope * gold margin by least squares, sum(p g) / sum(g^2);
-    proxy_<x> and gold_<x> are reward_summary and bf16_share of each. responses: the texts, for the
-    numbers of length and of twins. Raises UserError where gold's rewards are equal in every pair.
+    proxy_<x> and gold_<x> are reward_summary and bf16_share of each; the numbers of scale and
+    knowledge are scale.scale_numbers. responses: the texts, for the numbers of length and of twins.
+    gold_kind: one of GOLD_KINDS, or "auto". A number that is not finite (the scale of a proxy that
+    is right in all pairs) is None. Raises UserError where gold's rewards are equal in every pair.
     """
     proxy_margin = within_prompt_margins(proxy)
     gold_margin = within_prompt_margins(gold)
     agreement = match_with_gold(proxy_margin, gold_margin)
-    compared = gold_margin != 0
+    compared, prompt = compared_pairs(gold_margin)
+    correlation = margin_correlation(proxy_margin[compared], gold_margin[compared], prompt)
     slope = (proxy_margin * gold_margin).sum() / np.square(gold_margin).sum()
     numbers = {
         **agreement,
-        "rank_correlation": rank_correlation(proxy_margin[compared], gold_margin[compared]),
+        **finite(scale_numbers(*towards_gold(proxy, gold))),
+        "rank_correlation": correlation.value,
         "by_gold_margin": match_by(np.abs(gold_margin), proxy_margin, gold_margin),
         **spread(proxy, gold),
         "margin_slope": float(slope),
+        **agreement_too_good(proxy_margin, gold_margin),
         **calibration(proxy_margin, gold_margin),
+        **position_numbers(proxy_margin, gold_margin),
         **_summary("proxy", proxy),
         **_summary("gold", gold),
-        **gold_numbers(gold),
+        **gold_numbers(proxy, gold, gold_kind, responses),
     }
     if responses is not None:
         lengths = np.array([[len(text) for text in row] for row in responses], dtype=float)
@@ -331,21 +648,44 @@ def compare(proxy: np.ndarray, gold: np.ndarray, responses: list[list[str]] | No
     return numbers
 
 
+def finite(numbers: dict) -> dict:
+    """The same with None in place of a number that is infinite or NaN: JSON has neither."""
+    kept = {}
+    for name, value in numbers.items():
+        is_number = isinstance(value, (int, float))
+        kept[name] = None if is_number and not math.isfinite(value) else value
+    return kept
+
+
 def _summary(side: str, rewards: np.ndarray) -> dict[str, float]:
     numbers = {f"{side}_{name}": value for name, value in reward_summary(rewards).items()}
     numbers[f"{side}_bf16_share"] = bf16_share(rewards)
     return numbers
 
 
+def train_numbers(rewards: np.ndarray, prompts: list[str]) -> dict:
+    """(B, 2) rewards of training pairs, chosen first, scored after training, and the prompt of each
+    -> train_<x> for x of scale.scale_numbers: scale, bits, right and loss with their intervals, and
+    the word of the scale; train_prompts, how many prompts they are of."""
+    numbers, prompt = np.unique(prompts, return_inverse=True)
+    found = {"train_prompts": len(numbers)}
+    for name, value in finite(scale_numbers(rewards[:, 0] - rewards[:, 1], prompt)).items():
+        if name not in ("scale_pairs", "scale_prompts", "loss_scaled"):
+            found[f"train_{name}"] = value
+    return found
+
+
 def training_summary(metrics: list[dict]) -> dict[str, float]:
     """The lines of a run's metrics.jsonl -> how its training went; {} without a logged step.
 
         first_loss                  of the first logged step
-        last_loss, last_accuracy    means over the last tenth of the logged steps
+        last_loss, last_accuracy    means over the last tenth of the logged steps, of pairs before
+                                    their update; with _low and _high, their 95% interval by the
+                                    scatter from step to step, where these are five steps or more
         loss_fell                   mean loss of the third quarter of the steps minus the last one's
         steps, epochs               of the last logged step
         lost_updates, update_kept   means over the steps in which they were measured
-        update_ratio                its 90% quantile
+        update_ratio, update_ratio_max      its 90% quantile, and its largest
         grad_norm_backbone_max      the largest grad_norm_backbone
 
     A number is absent where a line does not have it, or it is not finite.
@@ -358,18 +698,24 @@ def training_summary(metrics: list[dict]) -> dict[str, float]:
     quarter = len(lines) // 4
     third_quarter = _mean("loss", lines[2 * quarter : 3 * quarter])
     last_quarter = _mean("loss", lines[3 * quarter :])
+    ratios = _column("update_ratio", measured)
     summary = {
         "first_loss": lines[0]["loss"],
-        "last_loss": _mean("loss", last_tenth),
-        "last_accuracy": _mean("accuracy", last_tenth),
         "steps": _mean("step", lines[-1:]),
         "epochs": _mean("epoch", lines[-1:]),
         "loss_fell": third_quarter - last_quarter,
         "lost_updates": _mean("lost_updates", measured),
         "update_kept": _mean("update_kept", measured),
-        "update_ratio": np.quantile(_column("update_ratio", measured), 0.9),
+        "update_ratio": np.quantile(ratios, 0.9),
+        "update_ratio_max": np.max(ratios),
         "grad_norm_backbone_max": np.max(_column("grad_norm_backbone", lines)),
     }
+    for name in ("loss", "accuracy"):
+        values = np.array(_column(name, last_tenth))
+        found = mean(values, np.arange(len(values))).as_numbers(f"last_{name}")
+        if len(values) < FEWEST_STEPS:
+            found = {f"last_{name}": values.mean()}
+        summary |= found
     return {name: float(value) for name, value in summary.items() if math.isfinite(value)}
 
 
@@ -391,8 +737,14 @@ def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray) -> list[dict]:
         proxy, gold     expected proxy and gold reward of the proxy's pick among n samples
         gold_error      standard error of `gold` over the prompts
         gold_own        the gold reward of gold's own pick: what a perfect proxy would reach
-        kl              log n - (n - 1) / n, nats, between best-of-n and the sampled policy
-                        (Stiennon et al. 2020, appendix G.3)
+        decline, decline_low, decline_high   gold at the n where it is largest, minus gold at this
+                        n, with its interval over prompts: both picks are made for the same prompts,
+                        which leaves out what the prompts differ in. As the largest n was sought
+                        among K, it is a 95% interval of all K - 1 differences together
+                        (Bonferroni).
+        kl              log n - (n - 1) / n, nats: the KL divergence of best-of-n from the sampled
+                        policy, an upper bound where rewards tie (Stiennon et al. 2020, appendix
+                        G.3)
 
     Unbiased (Nakano et al. 2021, appendix I): over all subsets of n of the K samples, so that the
     i-th smallest by proxy, i = 1..K, is the best of C(i - 1, n - 1) of the C(K, n). Where `proxy`
@@ -405,18 +757,30 @@ def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray) -> list[dict]:
         "gold_own": _in_order_of(gold, gold),
     }
     rows = []
+    by_prompt = []  # for each n the (P,) gold rewards of the pick
     for n in range(1, count + 1):
         subsets_won = np.array([math.comb(i, n - 1) for i in range(count)])  # (K,)
         chance = subsets_won / math.comb(count, n)
         row = {"n": n, "kl": math.log(n) - (n - 1) / n}
         for name, ordered in worth.items():
             row[name] = float((ordered @ chance).mean())
-        row["gold_error"] = 0.0
-        if prompts > 1:
-            by_prompt = worth["gold"] @ chance  # (P,)
-            row["gold_error"] = float(by_prompt.std(ddof=1) / math.sqrt(prompts))
+        by_prompt.append(worth["gold"] @ chance)
+        row["gold_error"] = _error(by_prompt[-1])
         rows.append(row)
+
+    best = by_prompt[int(np.argmax([row["gold"] for row in rows]))]
+    z = NormalDist().inv_cdf(1 - 0.025 / max(1, count - 1))
+    for row, gold_of_pick in zip(rows, by_prompt):
+        difference = best - gold_of_pick
+        decline = float(difference.mean())
+        half = z * _error(difference)
+        row |= Estimate(decline, decline - half, decline + half).as_numbers("decline")
     return rows
+
+
+def _error(values: np.ndarray) -> float:
+    """The standard error of the mean of (P,) values; 0 for a single prompt."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _in_order_of(picked_by: np.ndarray, worth: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ Figures are inline SVG (figures.py); matplotlib is imported only when a page is 
 that comes from data or paths is escaped.
 """
 
+import re
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -12,6 +14,7 @@ from ..errors import UserError
 from ..files.rows import atomic_file
 from ..files.tables import Conversation
 from ..metrics import HEALTHY
+from . import questions
 from .measures import most_wrong
 
 CSP = "default-src 'none'; style-src 'unsafe-inline'"  # the browser enforces "no network"
@@ -39,7 +42,16 @@ p { margin: .3rem 0; }
 .finding.warning { border-left-color: #8a5a00; }
 .finding.fine { border-left-color: #1f7a4d; }
 .finding ol { margin: .2rem 0 .4rem; padding-left: 1.4rem; }
+.finding.note { border-left-color: #5c636e; }
 .severity { font-weight: bold; font-size: .8rem; text-transform: uppercase; }
+.note .severity { color: #5c636e; }
+.answer { border-left: 5px solid #2767b0; }
+.answer .word { font-weight: bold; }
+.answer.unknown { border-left-color: #d9d7d0; }
+a { color: inherit; text-decoration-color: #b9b5aa; }
+dt { font-weight: bold; margin-top: .6rem; }
+dd { margin: 0 0 0 1rem; }
+:target { background: #fff3c4; }
 .error .severity { color: #b3261e; }
 .warning .severity { color: #8a5a00; }
 .fine .severity { color: #1f7a4d; }
@@ -78,19 +90,25 @@ def write(
         rewards    (P, K)
         numbers    measures.compare and what else was measured
         findings   faults.findings
+        not_measured   what could not be measured, and why: {"what": ..., "why": ...}, may be absent
         metrics    lines of metrics.jsonl, may be empty
         tokens     {(row, response): [(text, reward), ...]} to colour, may be absent
     """
     body = [_heading(title)]
     body += [f'<p class="soft">{escape(fact)}</p>' for fact in facts]
+    body.append("<h2>Four questions</h2>")
+    body += [_four_questions(run) for run in runs]
     body.append("<h2>Findings</h2>")
     body += [_findings(run) for run in runs]
-    body.append("<h2>Numbers</h2>")
-    body.append(_numbers(runs))
+    body += [_not_measured(run) for run in runs]
     body.append("<h2>Figures</h2>")
     body.append(_grid(_import_figures().of_diagnosis(runs, gold)))
+    body.append("<h2>Numbers</h2>")
+    body.append(_numbers(runs))
     body.append("<h2>The most wrong pairs</h2>")
     body += [_wrong_pairs(run, gold, texts) for run in runs]
+    body.append("<h2>Definitions</h2>")
+    body.append(_definitions(runs))
     _write_page(path, title, body)
 
 
@@ -119,20 +137,35 @@ def _heading(title: str) -> str:
     return f"<h1>{escape(title)}</h1>"
 
 
-# ---- findings and numbers ------------------------------------------------------------------------
+# ---- questions and findings ----------------------------------------------------------------------
+
+
+def _four_questions(run: dict) -> str:
+    reasons = {missing["what"]: missing["why"] for missing in run.get("not_measured", [])}
+    cards = [_answer(answer) for answer in questions.answers(run["numbers"], reasons)]
+    described = escape(questions.described_ratio(run["numbers"]))
+    return (
+        f"<h3>{escape(run['name'])}</h3>"
+        f'<div class="figures">{"".join(cards)}</div><p class="soft">{described}</p>'
+    )
+
+
+def _answer(answer: questions.Answer) -> str:
+    known = "" if answer.word != questions.NOT_MEASURED else " unknown"
+    return (
+        f'<div class="card answer{known}"><p class="soft">{escape(answer.question)}</p>'
+        f'<p><span class="word">{escape(answer.word)}</span> {escape(answer.measured)}</p>'
+        f'<p class="soft">{escape(answer.meaning)}</p></div>'
+    )
 
 
 def _findings(run: dict) -> str:
     name = escape(run["name"])
     if run["findings"]:
         return "".join(_finding(name, finding) for finding in run["findings"])
-    numbers = run["numbers"]
-    measured = f"match {numbers['match']:.3f}"
-    if numbers["spread_ratio"] is not None:
-        measured += f", spread within prompts {numbers['spread_ratio']:.2f} times gold's"
     return (
         f'<div class="card finding fine"><h3>{name}</h3>'
-        f'<p><span class="severity">no finding</span> {measured}</p></div>'
+        f'<p><span class="severity">no finding</span> among what was measured</p></div>'
     )
 
 
@@ -140,55 +173,179 @@ def _finding(name: str, finding: dict) -> str:
     """name: escaped already."""
     severity = finding["severity"]
     fault = escape(finding["id"].replace("_", " "))
-    causes = "".join(f"<li>{escape(cause)}</li>" for cause in finding["causes"])
+    parts = [
+        f'<div class="card finding {severity}"><h3>{name}: {fault}</h3>',
+        f'<p><span class="severity">{severity}</span> {escape(finding["evidence"])}</p>',
+    ]
+    if finding["causes"]:
+        causes = "".join(f"<li>{escape(cause)}</li>" for cause in finding["causes"])
+        parts.append(f"<p>Possible causes, likeliest first:</p><ol>{causes}</ol>")
+    if finding["advice"]:
+        parts.append(f"<p><b>What to do:</b> {escape(finding['advice'])}</p>")
+    return "".join(parts) + "</div>"
+
+
+def _not_measured(run: dict) -> str:
+    """A folded list: silence must not look like health."""
+    missing = run.get("not_measured", [])
+    if not missing:
+        return ""
+    rows = "".join(f"<li>{escape(one['what'])}: {escape(one['why'])}</li>" for one in missing)
     return (
-        f'<div class="card finding {severity}"><h3>{name}: {fault}</h3>'
-        f'<p><span class="severity">{severity}</span> {escape(finding["evidence"])}</p>'
-        f"<p>Likely causes, in this order:</p><ol>{causes}</ol>"
-        f"<p><b>What to do:</b> {escape(finding['advice'])}</p></div>"
+        f'<details class="card"><summary>{escape(run["name"])}: not measured, so not judged: '
+        f"{len(missing)}</summary><ul>{rows}</ul></details>"
     )
+
+
+# ---- numbers -------------------------------------------------------------------------------------
 
 
 def _healthy(name: str) -> str:
     return f"healthy: {HEALTHY[name]}"
 
 
-ROWS = (  # measure, its number, a note; both as format strings of the numbers
-    ("match with gold, a tie is a miss", "{match:.3f}", _healthy("match")),
-    ("its 95% interval", "{match_low:.3f} to {match_high:.3f}", ""),
-    ("match, a tie is half", "{match_ties_half:.3f}", ""),
-    ("rank correlation of margins", "{rank_correlation:.2f}", _healthy("rank_correlation")),
-    ("spread within prompts / gold's", "{spread_ratio:.3f}", _healthy("spread_ratio")),
-    ("spread of all rewards / gold's", "{std_ratio:.3f}", _healthy("std_ratio")),
-    ("rewards: mean", "{proxy_mean:.2f}", "means nothing by itself"),
-    ("rewards: std", "{proxy_std:.2f}", "gold's: {gold_std:.2f}"),
-    (
+@dataclass(frozen=True)
+class Row:
+    """A measure: its value and note are format strings of the numbers."""
+
+    measure: str
+    value: str
+    note: str
+    definition: str
+
+    @property
+    def anchor(self) -> str:
+        return "def-" + re.sub(r"[^a-z]+", "-", self.measure.lower()).strip("-")
+
+
+ROWS = (
+    Row(
+        "scale",
+        "{scale:.2f} ({scale_low:.2f} to {scale_high:.2f})",
+        "1: calibrated",
+        "The factor on all margins with the least loss log(1 + exp(-s x)), x the margin towards "
+        "gold's choice: the slope of a logistic regression. Above 1 the margins are narrower than "
+        "what the proxy knows, below 1 wider. Interval: 95%, clustered by prompt.",
+    ),
+    Row(
+        "bits, held out",
+        "{bits:.2f} ({bits_low:.2f} to {bits_high:.2f})",
+        "0: knows nothing; 1: everything",
+        "1 - loss / ln 2 at the fitted scale: what the proxy knows of the order of a pair.",
+    ),
+    Row(
+        "bits, training pairs",
+        "{train_bits:.2f} ({train_bits_low:.2f} to {train_bits_high:.2f})",
+        "scored after training",
+        "The same on pairs it was trained on. Far above the held-out bits: it memorised them.",
+    ),
+    Row(
+        "match with gold, a tie is a miss",
+        "{match:.3f} ({match_low:.3f} to {match_high:.3f})",
+        _healthy("match"),
+        "Share of the pairs that the proxy orders as gold does; gold's own ties are left out.",
+    ),
+    Row(
+        "match, a tie is half",
+        "{match_ties_half:.3f}",
+        "",
+        "The same, a pair with equal proxy rewards counted as half: its expected value if ties "
+        "were decided at random.",
+    ),
+    Row(
+        "rank correlation of margins",
+        "{rank_correlation:.2f}",
+        "",
+        "Spearman's correlation of the margins of proxy and gold, each pair in both orders.",
+    ),
+    Row(
+        "loss as the margins are",
+        "{loss:.3f} ({loss_low:.3f} to {loss_high:.3f})",
+        "ln 2 = 0.693 says nothing",
+        "Mean Bradley-Terry loss on held-out pairs against gold's choice, nats.",
+    ),
+    Row(
+        "calibration error (ECE)",
+        "{ece:.3f}",
+        "a calibrated model of this size: {ece_expected:.3f}",
+        "Mean distance between confidence, sigmoid(|margin|), and the share of pairs ranked as "
+        "gold does, over bins of equal size (Guo et al. 2017). Few pairs make it large also where "
+        "the proxy is calibrated.",
+    ),
+    Row(
+        "spread within prompts / gold's",
+        "{spread_ratio:.3f}",
+        "described, no verdict: gold's unit is arbitrary",
+        "sqrt(mean(margin^2) / 2) of the proxy over gold's.",
+    ),
+    Row(
+        "rewards: mean",
+        "{proxy_mean:.2f}",
+        "means nothing by itself",
+        "The loss sees differences alone: an offset is free.",
+    ),
+    Row("rewards: std", "{proxy_std:.2f}", "gold's: {gold_std:.2f}", "Of all rewards."),
+    Row(
         "rewards: min to max",
         "{proxy_min:.1f} to {proxy_max:.1f}",
         "gold's: {gold_min:.1f} to {gold_max:.1f}",
+        "Of all rewards.",
     ),
-    ("share of pairs tied by the proxy", "{proxy_tie_share:.3f}", _healthy("proxy_tie_share")),
-    ("slope of margins on gold's", "{margin_slope:.2f}", _healthy("margin_slope")),
-    ("calibration error (ECE)", "{ece:.3f}", _healthy("ece")),
-    (
-        "scale that would calibrate the margins",
-        "{best_scale:.2f}",
-        f"{_healthy('best_scale')}; far above: its ranking is better than its margins express",
+    Row(
+        "share of pairs tied by the proxy",
+        "{proxy_tie_share:.3f}",
+        _healthy("proxy_tie_share"),
+        "Equal rewards for two responses: identical texts, or a head in bf16.",
     ),
-    (
+    Row(
+        "margins within the scoring noise",
+        "{resolution:.3f}",
+        "their order is lost to rounding",
+        "Share of the pairs whose margin is under twice the noise of scoring: the same rows scored "
+        "in another dtype or batch.",
+    ),
+    Row(
         "correlation with length",
         "{proxy_length_correlation:.2f}",
         "gold's: {gold_length_correlation:.2f}",
+        "Spearman's correlation of margins with differences in length, characters.",
     ),
-    ("match that length alone reaches", "{length_match:.3f}", "to be exceeded"),
-    ("match of a linear probe on frozen features", "{probe_match:.3f}", "to be exceeded"),
-    ("accuracy on its training pairs", "{read_accuracy:.3f}", _healthy("accuracy")),
-    ("training labels that gold contradicts", "{label_noise:.3f}", _healthy("label_noise")),
-    ("training loss in the last tenth of the steps", "{last_loss:.3f}", _healthy("loss")),
-    (
+    Row(
+        "match that length alone reaches",
+        "{length_match:.3f}",
+        "to be exceeded",
+        "By 'longer wins' or 'shorter wins', whichever is better.",
+    ),
+    Row(
+        "match of a linear probe on frozen features",
+        "{probe_match:.3f}",
+        "to be exceeded",
+        "A linear head on the start model's frozen states, fitted to the training pairs.",
+    ),
+    Row(
+        "accuracy on its training pairs",
+        "{read_accuracy:.3f}",
+        "scored after training",
+        "Share of the drawn training pairs that it ranks right, a tie is a miss.",
+    ),
+    Row(
+        "training labels that gold contradicts",
+        "{label_noise:.3f}",
+        _healthy("label_noise"),
+        "Share of the training pairs in which gold prefers the rejected response.",
+    ),
+    Row(
+        "training loss in the last tenth of the steps",
+        "{last_loss:.3f}",
+        "",
+        "Mean over the logged steps, each pair before its update: in the first epoch these are "
+        "pairs that the model had not seen.",
+    ),
+    Row(
         "training accuracy in the last tenth of the steps",
         "{last_accuracy:.3f}",
-        _healthy("accuracy"),
+        "",
+        "The same for the share of pairs ranked right.",
     ),
 )
 
@@ -197,16 +354,29 @@ def _numbers(runs: list[dict]) -> str:
     """A row per measure, a column per model: two fit a phone, more scroll inside the card."""
     names = "".join(f"<th>{escape(run['name'])}</th>" for run in runs)
     rows = [f"<tr><th>measure</th>{names}</tr>"]
-    for measure, form, note in ROWS:
-        values = [_filled(form, run["numbers"]) for run in runs]
-        if not any(values):
-            continue
-        note = _filled(note, runs[0]["numbers"])
+    for row in _shown_rows(runs):
+        values = [_filled(row.value, run["numbers"]) for run in runs]
+        measure = f'<a href="#{row.anchor}">{escape(row.measure)}</a>'
+        note = _filled(row.note, runs[0]["numbers"])
         if note:
-            measure += f'<br><span class="soft">{note}</span>'
+            measure += f'<br><span class="soft">{escape(note)}</span>'
         cells = "".join(f"<td>{value or '-'}</td>" for value in values)
         rows.append(f"<tr><td>{measure}</td>{cells}</tr>")
     return f'<div class="card wide" tabindex="0"><table>{"".join(rows)}</table></div>'
+
+
+def _definitions(runs: list[dict]) -> str:
+    parts = [
+        f'<dt id="{row.anchor}">{escape(row.measure)}</dt><dd>{escape(row.definition)}</dd>'
+        for row in _shown_rows(runs)
+    ]
+    more = '<p class="soft">docs/metrics.md has every number, with its formula and source.</p>'
+    return f"<dl>{''.join(parts)}</dl>{more}"
+
+
+def _shown_rows(runs: list[dict]) -> list[Row]:
+    """The rows of which at least one run has the numbers."""
+    return [row for row in ROWS if any(_filled(row.value, run["numbers"]) for run in runs)]
 
 
 def _filled(form: str, numbers: dict) -> str:

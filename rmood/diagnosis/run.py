@@ -8,7 +8,6 @@
 P prompts, K responses each; rewards are (P, K). Torch is imported only where a model is needed.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,22 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..files.paths import dataset_paths
-from ..files.provenance import read_run_file
-from ..files.rows import read_json
-from ..files.tables import (
-    Conversation,
-    Pair,
-    join_conversations,
-    read_pairs,
-    read_responses,
-    read_rewards,
-)
-from ..metrics import HEALTHY, pair_metrics, wilson
+from ..files.tables import Conversation, Pair, join_conversations, read_pairs
+from ..metrics import HEALTHY, pair_metrics
 from . import faults, report, text
+from .curve import curve_numbers
 from .inputs import (
     PathLike,
     Texts,
+    check_gold_is_not_the_proxys,
+    draw,
     is_path,
     is_rewards,
     is_rewards_file,
@@ -41,23 +33,50 @@ from .inputs import (
     read_gold,
     read_metrics,
     read_rewards_for,
+    read_run,
     read_texts,
+    run_numbers,
     texts_in,
+    truncated_share,
 )
-from .measures import compare, expected_best_of_n, most_wrong, training_summary
-from .pairs import label_noise
+from .measures import (
+    compare,
+    expected_best_of_n,
+    finite,
+    most_wrong,
+    train_numbers,
+    training_summary,
+)
+from .scale import Estimate, learning_word, scale_numbers, share, towards_gold
 
 if TYPE_CHECKING:
     from ..scoring import Scorer
 
 
+PROBES = ("quick", "full", "no")
+OF_THE_MODEL = (  # what only the model, its run and its training pairs can tell
+    "train_bits",
+    "learning_word",
+    "resolution",
+    "reproduced",
+    "recorded_gap",
+    "label_noise",
+    "backbone_moved",
+    "probe_match",
+)
+
+
 def torch_modules() -> SimpleNamespace:
     """The modules that import torch and transformers, which takes seconds."""
     from .. import distributed, scoring, tokenization
-    from . import probes
+    from . import probes, trained
 
     return SimpleNamespace(
-        distributed=distributed, scoring=scoring, tokenization=tokenization, probes=probes
+        distributed=distributed,
+        scoring=scoring,
+        tokenization=tokenization,
+        probes=probes,
+        trained=trained,
     )
 
 
@@ -74,16 +93,18 @@ class Diagnosis:
     texts: Texts | None
     numbers: dict  # by name, as in docs/metrics.md
     findings: list[dict]  # worst first: id, severity, evidence, causes, advice
+    not_measured: list[dict] = field(default_factory=list)  # what: a name of numbers; why: words
     metrics: list[dict] = field(default_factory=list)  # lines of the model's metrics.jsonl
     tokens: dict = field(default_factory=dict)  # (row, response) -> [(text, reward), ...]
 
     def as_json(self) -> dict:
-        """All numbers, with name and findings."""
-        return {"name": self.name} | self.numbers | {"findings": self.findings}
+        """All numbers, with name, findings and what was not measured."""
+        verdicts = {"findings": self.findings, "not_measured": self.not_measured}
+        return {"name": self.name} | self.numbers | verdicts
 
     def __str__(self) -> str:
         title = f"{self.name} against gold"
-        verdicts = text.verdicts(self.name, self.findings)
+        verdicts = text.verdicts(self.name, self.findings, self.not_measured)
         return "\n\n".join([title, text.comparison(self.numbers), verdicts])
 
     __repr__ = __str__
@@ -95,10 +116,11 @@ def diagnose(
     texts: tuple | None = None,
     *,
     name: str | None = None,
-    probes: bool = True,
+    probes: bool | str = "full",
     pairs: PathLike | None = None,
     num_samples: int = 200,
     seed: int = 0,
+    gold_kind: str = "auto",
     **scoring,
 ) -> Diagnosis:
     """How far do the proxy's rewards agree with gold's, and what went wrong?
@@ -109,46 +131,89 @@ def diagnose(
         brings its own. A model needs them.
     name: of the proxy, in tables and verdicts.
     probes: where texts and model are at hand, also score some of the data in other ways, to find
-        causes: some minutes for a large model. For a rewards file, with the model that made it.
+        causes: "full" (or True), "quick" (without plain texts and the linear probe, which take
+        about half of the time), or "no" (or False). For a rewards file, with the model that made
+        it.
     pairs: training pairs for the probes; by default the file that the model's run.json names.
     num_samples, seed: how many of them are drawn, and the seed for drawing them.
+    gold_kind: what gold's rewards are, one of measures.GOLD_KINDS; "auto" guesses.
     scoring: device, dtype, max_length, tokens_per_pass, chat_template: see `loaded_scorer`.
 
     Raises UserError where the files do not belong together, or gold compares nothing.
     """
+    level = _level(probes)
     gold_rewards = read_gold(gold)
+    check_gold_is_not_the_proxys(proxy, gold)
+    sampled = {}
     if texts is None:
         texts = texts_in(*[file for file in (gold, proxy) if is_rewards_file(file)])
     else:
+        sampled["test_truncated_share"] = truncated_share(texts[1])
         texts = read_texts(*texts, gold, gold_rewards)
     conversations = join_conversations(*texts) if texts else []
 
     scorer = None
-    metrics = []
+    maker = maker_of(proxy)
     if is_rewards(proxy):
         rewards = read_rewards_for(proxy, gold, gold_rewards)
+        folder = maker
     elif not texts:
         raise UserError("no texts for the model to score: pass texts=(prompts, responses)")
     else:
         scorer = as_scorer(proxy, **scoring)
         rewards = score(scorer, conversations)
-        metrics = read_metrics(scorer.name)
-    responses = texts[1] if texts else None
-    numbers = compare(rewards, gold_rewards, responses) | training_summary(metrics)
+        folder = scorer.name
+    metrics = read_metrics(folder) if folder else []
+    numbers = compare(rewards, gold_rewards, texts[1] if texts else None, gold_kind)
+    numbers |= {key: value for key, value in sampled.items() if value is not None}
+    numbers |= training_summary(metrics) | (run_numbers(read_run(folder)) if folder else {})
+    numbers |= curve_numbers(metrics, read_run(folder)) if folder else {}
 
     tokens = {}
-    if probes and texts:
-        options = {"pairs": pairs, "num_samples": num_samples, "seed": seed}
-        maker = maker_of(proxy)
-        if scorer:
-            numbers |= probe(scorer, conversations, gold_rewards, **options)
-            tokens = tokens_of_wrong_pairs(scorer, conversations, rewards, gold_rewards)
-        elif maker:
+    not_measured = why_not_probed(level, texts, scorer, maker)
+    if not not_measured:
+        own = None
+        if not scorer:
             scorer = loaded_scorer(maker, **scoring)
-            numbers |= probe(scorer, conversations, gold_rewards, rewards, **options)
+            own = score(scorer, conversations)
+        options = {"pairs": pairs, "num_samples": num_samples, "seed": seed}
+        options |= {"full": level == "full", "numbers": numbers}
+        trained = torch_modules().trained
+        probed, not_measured = trained.probe(
+            scorer, conversations, rewards, gold_rewards, own, **options
+        )
+        numbers |= probed
+        if own is None:
+            tokens = tokens_of_wrong_pairs(scorer, conversations, rewards, gold_rewards)
+    if not texts:
+        not_measured.append(
+            {"what": "length_match", "why": "the texts of the responses are not known"}
+        )
     name = name or default_name(proxy)
     findings = faults.findings(numbers)
-    return Diagnosis(name, rewards, gold_rewards, texts, numbers, findings, metrics, tokens)
+    return Diagnosis(
+        name, rewards, gold_rewards, texts, numbers, findings, not_measured, metrics, tokens
+    )
+
+
+def _level(probes: bool | str) -> str:
+    level = {True: "full", False: "no"}.get(probes, probes)
+    if level not in PROBES:
+        raise UserError(f"probes {level!r}: use one of {', '.join(PROBES)}")
+    return level
+
+
+def why_not_probed(level: str, texts, scorer, maker: str | None) -> list[dict]:
+    """What only the model can tell, and why it was not asked; [] where it can be."""
+    if level == "no":
+        why = "not asked for (--probes no, or evaluate.py match): evaluate.py diagnose measures it"
+    elif not texts:
+        why = "the texts of the responses are not known"
+    elif scorer is None and maker is None:
+        why = "the rewards file names no model on this machine: pass the model (--models)"
+    else:
+        return []
+    return [{"what": what, "why": why} for what in OF_THE_MODEL]
 
 
 def diagnose_all(
@@ -163,6 +228,8 @@ def diagnose_all(
     All rewards are read and checked before a model is scored.
     """
     gold_rewards = read_gold(gold)
+    for proxy in [*rewards, *models]:
+        check_gold_is_not_the_proxys(proxy, gold)
     for finished in rewards:
         read_rewards_for(finished, gold, gold_rewards)
     if texts:
@@ -188,40 +255,62 @@ def quality(
     """Did the model learn its own training pairs? Scores a sample of them (0: all).
 
     pairs                            how many were scored
-    train_loss, train_accuracy       of the finished model
+    train_loss, train_accuracy       of the finished model; a tie is a miss
     train_accuracy_low, ..._high     its 95% interval
+    train_bits, train_scale, train_right, ...   measures.train_numbers: what it knows of them
     margin_mean, spread_ratio, ...   the other numbers of `metrics.pair_metrics`
-    grade, findings                  what they mean
+    grade, findings, not_measured    what they mean
     """
     known = read_pairs(str(pairs)) if is_path(pairs) else pairs
     drawn = draw(known, num_samples, seed)
-    rewards = score(as_scorer(model, **scoring), [[pair.chosen, pair.rejected] for pair in drawn])
+    scorer = as_scorer(model, **scoring)
+    rewards = score(scorer, [[pair.chosen, pair.rejected] for pair in drawn])
 
     measured = pair_metrics(rewards, gold_margins(drawn))
-    accuracy = measured.pop("accuracy")
-    low, high = wilson(accuracy * len(drawn), len(drawn))
-    numbers = {
-        "pairs": len(drawn),
-        "train_loss": measured.pop("loss"),
-        "train_accuracy": accuracy,
-        "train_accuracy_low": low,
-        "train_accuracy_high": high,
+    prompts = [pair.prompt_key for pair in drawn]
+    _, prompt = np.unique(prompts, return_inverse=True)
+    accuracy = share((rewards[:, 0] > rewards[:, 1]).astype(float), prompt)
+    numbers = {"pairs": len(drawn), **accuracy.as_numbers("train_accuracy")}
+    numbers |= measured | train_numbers(rewards, prompts) | run_numbers(read_run(scorer.name))
+    for name in ("loss", "accuracy"):
+        del numbers[name]  # those of train_numbers are the same
+    numbers |= training_summary(read_metrics(scorer.name))
+    why = "it takes held-out pairs: evaluate.py diagnose"
+    verdicts = {
+        "grade": grade(accuracy.value),
+        "findings": faults.findings(numbers),
+        "not_measured": [{"what": what, "why": why} for what in ("bits", "learning_word")],
     }
-    numbers |= measured
-    return numbers | {"grade": grade(accuracy), "findings": faults.findings(numbers)}
+    return numbers | verdicts
 
 
 def grade(train_accuracy: float) -> str:
-    """A finished model's accuracy on its own training pairs, in words."""
+    """A finished model's accuracy on its own training pairs, in the reference's words."""
     healthy = HEALTHY["accuracy"]
     words = {
         "good": f"good: above {healthy.low:.0%}",
-        "fair": f"good, though below the {healthy.low:.0%} of a finished training",
-        "short": f"short of the {healthy.short:.0%} to expect: more epochs or a higher rate",
-        "poor": f"under {healthy.poor:.0%}: the model is not learning",
-        "failed": f"under {healthy.failed:.0%}: training failed",
+        "fair": f"good, though below the {healthy.low:.0%} that the reference expects",
+        "short": f"short of the {healthy.short:.0%} that the reference expects",
+        "poor": f"under {healthy.poor:.0%}: by the reference, the model is not learning",
+        "failed": f"under {healthy.failed:.0%}: by the reference, training failed",
     }
     return words[healthy.grade(train_accuracy)]
+
+
+def training_numbers(proxy: PathLike, gold: PathLike, held_out: dict) -> dict:
+    """train_bits, train_scale, ... and learning_word from finished rewards of training responses.
+
+    proxy, gold: paths of rewards files. held_out: numbers of `diagnose` on held-out prompts.
+    """
+    gold_rewards = read_gold(gold)
+    rewards = read_rewards_for(proxy, gold, gold_rewards)
+    found = finite(scale_numbers(*towards_gold(rewards, gold_rewards)))
+    numbers = {f"train_{name}": value for name, value in found.items()}
+    bits = [
+        Estimate(known["bits"], known["bits_low"], known["bits_high"])
+        for known in (found, held_out)
+    ]
+    return numbers | {"learning_word": learning_word(*bits)}
 
 
 def best_of_n(proxy: np.ndarray | PathLike, gold: np.ndarray | PathLike) -> list[dict]:
@@ -257,13 +346,6 @@ def gold_margins(pairs: Sequence[Pair]) -> np.ndarray | None:
     return np.array(margins)
 
 
-def draw(pairs: Sequence[Pair], count: int, seed: int) -> Sequence[Pair]:
-    """A sample of the pairs without replacement; all of them for a count of 0 or beyond theirs."""
-    if count == 0 or count >= len(pairs):
-        return pairs
-    return random.Random(seed).sample(pairs, count)
-
-
 def default_name(proxy) -> str:
     """What a proxy is called: a model by its folder, a rewards file without its ending."""
     if isinstance(proxy, (list, np.ndarray)):
@@ -283,7 +365,8 @@ def loaded_scorer(name: str, device: str = "auto", **settings) -> "Scorer":
 
     The one loaded last stays in memory: a model that is scored and probed is loaded once.
     device: "auto" (CUDA where there is one), "cuda" or "cpu".
-    settings: dtype, max_length, tokens_per_pass, chat_template, as in `rmood.load_scorer`.
+    settings: dtype, max_length, tokens_per_pass, chat_template, template_kwargs: as in
+        `rmood.load_scorer`.
     """
     key = (name, device, *sorted(settings.items()))
     if key not in _loaded:
@@ -318,53 +401,7 @@ def score(scorer: "Scorer", conversations: list[list[Conversation]]) -> np.ndarr
     return rewards
 
 
-# ---- probes: scores computed by the model in other ways ----------------------------------------
-
-
-def probe(
-    scorer: "Scorer",
-    conversations: list[list[Conversation]],
-    gold: np.ndarray,
-    rewards: np.ndarray | None = None,
-    *,
-    pairs: PathLike | None = None,
-    num_samples: int = 200,
-    seed: int = 0,
-) -> dict:
-    """What the model's folder, its training pairs and other ways to score add to the numbers.
-
-    rewards: (P, K) finished rewards that this model is said to have given.
-    Empty for a model that is not a local folder.
-    """
-    folder = scorer.name
-    if not Path(folder, "config.json").is_file():
-        return {}
-    modules = torch_modules()
-    some = [conversation for row in conversations[:8] for conversation in row]
-    numbers = modules.probes.config_numbers(folder, scorer, some[0])
-    numbers["batch_dependence"] = modules.probes.batch_dependence(scorer, some)
-    if rewards is not None:
-        numbers |= training_summary(read_metrics(folder))
-        numbers |= modules.probes.explain_rewards(scorer, conversations, rewards, folder)
-
-    run = _training_run(folder)
-    templates = {
-        "training": run.get("template_sha256"),
-        "scoring": modules.tokenization.template_sha256(scorer.tokenizer),
-    }
-    data = str(pairs or run["config"].get("data_path", ""))
-    if Path(data).is_file():
-        files = _files_behind(data, run)
-        templates["sampling"] = _sampling_template(files, run)
-        known = read_pairs(data)
-        numbers |= _pair_numbers(known, files, run, conversations)
-        drawn = draw(known, num_samples, seed)
-        numbers |= modules.probes.training_reading(scorer, drawn)
-        start = run["config"].get("model_name", "")
-        if Path(start, "config.json").is_file():
-            numbers |= modules.probes.moved_weights(folder, start)
-            numbers |= modules.probes.linear_probe(scorer, start, drawn, conversations, gold)
-    return numbers | _template_numbers(templates)
+# ---- tokens ------------------------------------------------------------------------------------
 
 
 def tokens_of_wrong_pairs(
@@ -382,60 +419,3 @@ def tokens_of_wrong_pairs(
                 conversation = conversations[row][response]
                 tokens[row, response] = response_token_rewards(scorer, conversation)
     return tokens
-
-
-def _training_run(folder: str) -> dict:
-    """The run.json of a model that train.py wrote, or one that says nothing."""
-    path = Path(folder, "run.json")
-    return read_json(str(path)) if path.exists() else {"config": {}}
-
-
-def _files_behind(pairs: str, run: dict) -> dict[str, str]:
-    """Role -> file that the pairs were made from: by their run file, or else the dataset's."""
-    dataset = run["config"].get("dataset")
-    files = dataset_paths(dataset) if dataset else {}
-    made_from = (read_run_file(pairs) or {}).get("inputs", {})
-    return files | {role: file["path"] for role, file in made_from.items()}
-
-
-def _pair_numbers(
-    pairs: list[Pair], files: dict[str, str], run: dict, conversations: list[list[Conversation]]
-) -> dict:
-    """What is wrong with the training pairs: label_noise, duplicate_share, dropped_share."""
-
-    def read_if_there(role: str, read):
-        path = files.get(role, "")
-        return read(path) if Path(path).is_file() else None
-
-    responses = read_if_there("responses", read_responses)
-    gold = read_if_there("rewards", read_rewards)
-    numbers = label_noise(pairs, None, responses, gold)
-
-    training_prompts = {pair.prompt_key for pair in pairs}
-    test_prompts = [Pair(chosen=row[0], rejected=row[1]).prompt_key for row in conversations]
-    duplicates = [prompt in training_prompts for prompt in test_prompts]
-    numbers["duplicate_share"] = float(np.mean(duplicates))
-
-    if "pairs" in run:
-        kept = run["pairs"] + run["held_out_pairs"]
-        numbers["dropped_share"] = max(0.0, 1 - kept / len(pairs))
-        numbers["max_length"] = run["config"]["max_length"]
-    return numbers
-
-
-def _sampling_template(files: dict[str, str], run: dict) -> str | None:
-    """Hash of the template that the responses were sampled with, where the start model did it."""
-    sampled = read_run_file(files.get("responses", "")) or {"config": {}}
-    if sampled["config"].get("model_name") != run["config"].get("model_name", ""):
-        return None
-    return sampled.get("template_sha256")
-
-
-def _template_numbers(templates: dict[str, str | None]) -> dict:
-    """Stage -> hash of its chat template: template_differs is 1 where two that are known differ."""
-    known = {stage: sha256 for stage, sha256 in templates.items() if sha256}
-    words = ", ".join(f"{stage} {sha256[:8]}" for stage, sha256 in known.items())
-    return {
-        "template_differs": float(len(set(known.values())) > 1),
-        "template_words": f"the chat templates differ: {words} (first digits of their hashes)",
-    }

@@ -89,7 +89,7 @@ def mean(values: np.ndarray, prompt: np.ndarray) -> Estimate:
 def share(hits: np.ndarray, prompt: np.ndarray) -> Estimate:
     """Share of (n,) hits (0, 1, or 1/2 for a tie), with Wilson's interval at the effective n.
 
-    The effective n is p (1 - p) over the clustered variance of p, at most n: that of independent
+    The effective n, 1 to n, is p (1 - p) over the clustered variance of p: that of independent
     pairs with the same standard error (Kish 1965). Where all hits are equal, the number of prompts.
     """
     n = len(hits)
@@ -98,7 +98,7 @@ def share(hits: np.ndarray, prompt: np.ndarray) -> Estimate:
     effective = float(prompts)
     if prompts < n and 0 < p < 1:
         error = clustered_error(hits, prompt)
-        effective = min(n, p * (1 - p) / error**2) if error > 0 else n
+        effective = min(n, max(1.0, p * (1 - p) / error**2)) if error > 0 else n
     return Estimate(p, *wilson(p * effective, effective))
 
 

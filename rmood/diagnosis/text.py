@@ -9,6 +9,9 @@ SPREADS = (  # label, proxy_<name> and gold_<name>, their ratio
 )
 
 
+UNIT = "gold's unit is arbitrary"
+
+
 def aligned(rows: list[list[str]]) -> str:
     """Rows of cells, which may differ in length -> lines with the cells under each other.
 
@@ -36,7 +39,7 @@ def interval(low: float, high: float) -> str:
 
 
 def comparison(numbers: dict) -> str:
-    """Numbers of `measures.compare` -> three tables: agreement, spread, match by gold's margin."""
+    """Numbers of `measures.compare` -> tables: agreement, knowledge, spread, match by margin."""
     n = numbers
     agreement = [
         ["pairs", f"{n['pairs']:,}"],
@@ -54,6 +57,17 @@ def comparison(numbers: dict) -> str:
         ],
         ["rank correlation of margins", f"{n['rank_correlation']:.3f}"],
     ]
+    knows = [
+        ["scale, 1 is calibrated", estimate(n, "scale"), n["scale_word"]],
+        ["bits it knows of a pair, of 1", estimate(n, "bits"), "at that scale"],
+        ["loss as the margins are", estimate(n, "loss", 3), "0.693 at equal rewards"],
+        [
+            "calibration error",
+            f"{n['ece']:.3f}",
+            f"a calibrated model of this size: {n['ece_expected']:.3f}, "
+            f"95% of them under {n['ece_usual']:.3f}",
+        ],
+    ]
     spread = [["", "proxy", "gold", "proxy / gold"]]
     for label, name, ratio_name in SPREADS:
         proxy, gold = n[f"proxy_{name}"], n[f"gold_{name}"]
@@ -66,27 +80,33 @@ def comparison(numbers: dict) -> str:
     for row in n["by_gold_margin"]:
         margins = f"{row['from']:.2f} to {row['to']:.2f}"
         by_margin.append([margins, f"{row['pairs']:,}", f"{row['match']:.3f}"])
-    return "\n\n".join([aligned(agreement), aligned(spread), aligned(by_margin)])
+    tables = (agreement, knows, spread, by_margin)
+    return "\n\n".join(aligned(table) for table in tables)
+
+
+def estimate(numbers: dict, name: str, digits: int = 2) -> str:
+    """A number with its 95% interval: 0.98 (0.85 to 1.11)"""
+    value, low, high = (numbers.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if value is None:
+        return "-" if low is None else f"over {low:.{digits}f}"
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def summary_table(diagnoses: list) -> str:
     """A row for each run.Diagnosis."""
-    header = ["", "match", "95%", "ties half", "rank corr.", "spread / gold's", "rewards"]
-    rows = [[*header, "training", "finding"]]
+    header = ["", "match", "95%", "scale", "bits", "bits, training", "spread / gold's"]
+    rows = [[*header, "rewards", "finding"]]
     for diagnosis in diagnoses:
         n = diagnosis.numbers
-        training = "-"
-        if "last_loss" in n and "last_accuracy" in n:
-            training = f"{n['last_loss']:.3f} / {n['last_accuracy']:.1%}"
         row = [
             diagnosis.name,
             f"{n['match']:.4f}",
             f"{n['match_low']:.3f} to {n['match_high']:.3f}",
-            f"{n['match_ties_half']:.4f}",
-            f"{n['rank_correlation']:.2f}",
+            estimate(n, "scale"),
+            estimate(n, "bits"),
+            estimate(n, "train_bits"),
             ratio(n["spread_ratio"]),
             f"{n['proxy_min']:.1f} to {n['proxy_max']:.1f}",
-            training,
             ", ".join(finding["id"] for finding in diagnosis.findings) or "no finding",
         ]
         rows.append(row)
@@ -100,15 +120,16 @@ def quality_table(numbers: dict) -> str:
     margins = f"median {n['margin_median']:.3f}, std {n['margin_std']:.3f}, {n['ties']} ties"
     rewards = f"std {n['reward_std']:.3f}, {n['reward_min']:.3f} to {n['reward_max']:.3f}"
     loss_note = f"0.693 at equal rewards; healthy: {HEALTHY['loss']}"
-    spread_note = f"healthy: {HEALTHY['spread_ratio']}"
     return aligned(
         [
             ["pairs scored", f"{n['pairs']:,}"],
             ["accuracy, a tie is a miss", f"{n['train_accuracy']:.4f}", accuracy_interval],
+            ["bits it knows of a pair, of 1", estimate(n, "train_bits"), "at its best scale"],
+            ["scale, 1 is calibrated", estimate(n, "train_scale"), n["train_scale_word"]],
             ["loss", f"{n['train_loss']:.4f}", loss_note],
             ["margin, mean", f"{n['margin_mean']:.3f}", margins],
             ["rewards, mean", f"{n['reward_mean']:.3f}", rewards],
-            ["spread of margins / gold's", ratio(n.get("spread_ratio")), spread_note],
+            ["spread of margins / gold's", ratio(n.get("spread_ratio")), UNIT],
         ]
     )
 
@@ -128,10 +149,16 @@ def best_of_n(curve: list[dict]) -> str:
     best = max(curve, key=lambda row: row["gold"])
     gain = last["gold"] - curve[0]["gold"]
     gain_of_gold = (last["gold_own"] - curve[0]["gold_own"]) or 1.0
-    return (
+    words = (
         f"{aligned(rows)}\n\nof what gold's own pick of {last['n']} gains, the proxy's gains "
         f"{gain / gain_of_gold:.0%}; its best is n = {best['n']}"
     )
+    if best is last:
+        return words
+    fell = f"{last['decline']:.3f} ({interval(last['decline_low'], last['decline_high'])})"
+    sure = last["decline_low"] > 0
+    verdict = "over-optimised" if sure else "which may be chance: no over-optimisation is shown"
+    return f"{words}; from there to n = {last['n']} gold falls by {fell}, {verdict}"
 
 
 def calibration(name: str, found) -> str:
@@ -173,11 +200,16 @@ def gold_facts(numbers: dict) -> str:
     )
 
 
-def verdicts(name: str, findings: list[dict]) -> str:
-    """Findings of `faults.findings` about the model called `name`, worst first."""
-    if not findings:
-        return f"verdict on {name}: no finding"
-    return "\n\n".join(_verdict(name, finding) for finding in findings)
+def verdicts(name: str, findings: list[dict], not_measured: list[dict] | None = None) -> str:
+    """Findings of `faults.findings` about the model called `name`, worst first; what to do, once;
+    and what could not be measured, with its reason."""
+    parts = [_verdict(name, finding) for finding in findings]
+    if not any(finding["severity"] != "note" for finding in findings):
+        parts.insert(0, f"verdict on {name}: no error and no warning among what was measured")
+    parts += [f"what to do: {finding['advice']}" for finding in findings if finding["advice"]]
+    if not_measured:
+        parts.append("\n".join(_missing(not_measured)))
+    return "\n\n".join(parts)
 
 
 def _verdict(name: str, finding: dict) -> str:
@@ -185,12 +217,22 @@ def _verdict(name: str, finding: dict) -> str:
     lines = [
         f"verdict on {name}: {fault} ({finding['severity']})",
         f"  {finding['evidence']}",
-        "  likely causes, in this order:",
     ]
+    if finding["causes"]:
+        lines.append("  possible causes, likeliest first:")
     for number, cause in enumerate(finding["causes"], 1):
         lines.append(f"    {number}. {cause}")
-    lines.append(f"  what to do: {finding['advice']}")
     return "\n".join(lines)
+
+
+def _missing(not_measured: list[dict]) -> list[str]:
+    """A line for each reason, with the numbers (docs/metrics.md) that are missing for it."""
+    names_of: dict[str, list[str]] = {}
+    for missing in not_measured:
+        names_of.setdefault(missing["why"], []).append(missing["what"])
+    lines = ["not measured, so not judged:"]
+    lines += [f"  {', '.join(names)}: {why}" for why, names in names_of.items()]
+    return lines
 
 
 def shown_pair(pair) -> str:

@@ -1,0 +1,748 @@
+"""What planted_faults.py plants, and what its diagnosis may be called: one row a case.
+
+TRAININGS   the proxies that are trained for it
+FAULTS      a fault, or two at once, with the causes that may be named first
+HEALTHY     runs without a fault, over seeds, sizes, dtypes and units of gold
+REAL        the faults that the files of any trained proxy can be given
+
+The functions between are the faults themselves; those of training code are in planting.py. What
+each case accepts was written down before it was run.
+"""
+
+import functools
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import planting
+from planting import Bench, Files, Scored, Training, World
+
+from rmood.diagnosis import scale
+from rmood.errors import UserError
+from rmood.files.rows import read_json
+from rmood.files.tables import read_prompts, read_responses, read_rewards
+
+# ---- what a finding may be called ----------------------------------------------------------------
+
+# What was planted -> ids of faults.toml that say so. A rule that is renamed is renamed here alone.
+NAMES = {
+    # of training
+    "rate too low": ("learning_rate_too_low",),
+    "rate too high": ("learning_rate_too_high",),
+    "too few steps": ("too_few_epochs",),
+    "under-learned": ("under_learned",),
+    "memorised": ("memorised",),
+    "overconfident": ("overconfident_rewards",),
+    "squeezed": ("squeezed_rewards",),
+    "bf16 weights": ("bf16_updates_lost",),
+    "frozen": ("backbone_frozen",),
+    "centred": ("rewards_overcentred",),
+    "dropout": ("dropout_left_on",),
+    # of what is read
+    "scored token": ("wrong_scored_token",),
+    "no template": ("chat_template_missing",),
+    "other template": ("chat_template_differs", "sampling_template_differs"),
+    "cut": ("closing_token_cut",),
+    "system messages": ("system_message_differs",),
+    # of the labels and the pairs
+    "noisy labels": ("noisy_labels",),
+    "flipped": ("labels_flipped",),
+    "shuffled": ("rewards_shuffled",),
+    "leak": ("duplicate_prompts",),
+    # recorded against measured
+    "not as trained": ("model_not_as_trained",),
+    "not this model's": ("rewards_not_of_model",),
+    "rescaled": ("rewards_rescaled",),
+    "squashed": ("rewards_squashed",),
+    "mixed": ("rewards_mixed",),
+    "position": ("rewards_offset_by_position", "position_bias"),
+    # of gold and the responses
+    "gold saturated": ("gold_saturated",),
+    "gold tied": ("gold_nearly_constant",),
+    "gold is the proxy": ("gold_is_proxy",),
+    "length": ("goes_by_length", "gold_is_length"),
+    "responses cut": ("truncated_responses",),
+}
+# ---- cases ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, or none, with what its diagnosis may say. See planting.py for what is changed.
+
+    accept: keys of NAMES; the first error or warning must be one of these. (): none is expected.
+    forbid: keys of ADVICE.
+    decidable: can these files show it, with this many test pairs?
+    note: to name it in a note is enough, as it does next to no harm.
+    refusal: where evaluate.py refuses these files, its message must say this.
+    proxy: in TRAININGS; the real world has one proxy.
+    tamper: (Bench, folder of a copy of the proxy) -> None.
+    rewards: (Scored) -> (P, K): the proxy's rewards are a file, changed like this.
+    gold: ((P, K) gold, Files, Bench) -> (P, K).
+    gold_by_proxy: the gold file's run file names the proxy.
+    texts: (P rows of K texts, (P, K) gold, rng) -> both.
+    sampling: flags of sample.py: the responses are sampled again, and labelled by gold.
+    size, responses: P and K. dtype: for scoring and for evaluate.py.
+    harm: (the referee's numbers, of the tampered copy where there is one) -> did the fault do any
+        harm? Else the case is left out.
+    """
+
+    accept: tuple[str, ...] = ()
+    forbid: tuple[str, ...] = ()
+    decidable: bool = True
+    note: bool = False
+    refusal: str = ""
+    proxy: str = "hard"
+    tamper: Callable | None = None
+    rewards: Callable | None = None
+    gold: Callable | None = None
+    gold_by_proxy: bool = False
+    texts: Callable | None = None
+    sampling: tuple[str, ...] = ()
+    size: int = 500
+    responses: int = 2
+    dtype: str = "float32"
+    harm: Callable | None = None
+
+
+# faults of the pairs: (rows of the pairs file, rng, World) -> rows
+
+
+def flip(share: float, rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """Swap chosen and rejected in this share; gold's rewards stay with their texts."""
+    for row in rows:
+        if rng.random() < share:
+            swap(row)
+    return rows
+
+
+def swap(row: dict) -> None:
+    row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    rewards = row["rejected_reward"], row["chosen_reward"]
+    row["chosen_reward"], row["rejected_reward"] = rewards
+
+
+def longer_is_chosen(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    for row in rows:
+        if len(row["chosen"][-1]["content"]) < len(row["rejected"][-1]["content"]):
+            swap(row)
+    return rows
+
+
+def with_test_pairs(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """Half of the diagnosed test prompts as well, as if they had been drawn for training."""
+    prompts = read_prompts(world.paths["test_prompts"])[: planting.DIAGNOSED // 2]
+    texts = read_responses(world.paths["test_responses"])
+    gold = read_rewards(world.paths["test_rewards"])
+    for prompt, responses, rewards in zip(prompts, texts, gold):
+        if rewards[0] == rewards[1]:
+            continue
+        best, worst = (0, 1) if rewards[0] > rewards[1] else (1, 0)
+        row = {"chosen_reward": rewards[best], "rejected_reward": rewards[worst]}
+        for side, which in (("chosen", best), ("rejected", worst)):
+            answer = {"role": "assistant", "content": responses[which]}
+            row[side] = [*prompt, answer]
+        rows.append(row)
+    rng.shuffle(rows)
+    return rows
+
+
+def other_system_message(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    message = {"role": "system", "content": "Hello there! I need a bit of help."}
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[side] = [message, *row[side][1:]]
+    return rows
+
+
+def repeated(times: int, rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """The first of them, so many times each, as a file joined with itself."""
+    return rows[: len(rows) // times] * times
+
+
+# faults of scoring: (Scored) -> (P, K)
+
+
+def rows_shuffled(scored: Scored) -> np.ndarray:
+    order = list(range(len(scored.own)))
+    scored.bench.rng.shuffle(order)
+    return scored.own[order]
+
+
+def sides_swapped(scored: Scored) -> np.ndarray:
+    return scored.own[:, ::-1]
+
+
+def read_as(change: Callable, scored: Scored) -> np.ndarray:
+    """The reward at the last token of changed token ids: (ids, tokenizer) -> ids."""
+    from rmood.diagnosis.probes import last_rewards
+
+    groups, _ = scored.scorer.groups(scored.conversations)
+    tokenizer = scored.scorer.tokenizer
+    rows = [change(list(row), tokenizer) for group in groups for row in group.rows]
+    return last_rewards(scored.scorer, rows).reshape(scored.own.shape)
+
+
+def pad_added(row: list[int], tokenizer) -> list[int]:
+    return [*row, tokenizer.pad_token_id]
+
+
+def two_cut_off(row: list[int], tokenizer) -> list[int]:
+    return row[:-2]
+
+
+def cut_at_36(row: list[int], tokenizer) -> list[int]:
+    return row[:36]
+
+
+def as_plain_text(scored: Scored) -> np.ndarray:
+    from rmood.diagnosis.probes import last_rewards
+    from rmood.tokenization import encode
+
+    texts = [planting.plain_text(one) for row in scored.conversations for one in row]
+    rows = encode(texts, scored.scorer.tokenizer)
+    return last_rewards(scored.scorer, rows).reshape(scored.own.shape)
+
+
+def without_newline(scored: Scored) -> np.ndarray:
+    """By a template that has no newline after the closing token."""
+    tokenizer = scored.scorer.tokenizer
+    template = tokenizer.chat_template
+    for end in ("'<|im_end|>\\n'", "'<|im_end|>' + '\\n'"):
+        template = template.replace(end, "'<|im_end|>'")
+    if template == tokenizer.chat_template:
+        raise UserError("the proxy's chat template has no <|im_end|>\\n to change")
+    tokenizer.chat_template = template
+    return np.array(scored.scorer.score(scored.conversations))
+
+
+def with_dropout(scored: Scored) -> np.ndarray:
+    """Rewards of a model in training mode: noise in every hidden state."""
+    import torch
+
+    def drop(module, arguments, output):
+        return torch.nn.functional.dropout(output, 0.1)
+
+    embeddings = scored.scorer.model.backbone.get_input_embeddings()
+    handle = embeddings.register_forward_hook(drop)
+    rewards = np.array(scored.scorer.score(scored.conversations))
+    handle.remove()
+    return rewards
+
+
+def times_and_plus(factor: float, offset: float, scored: Scored) -> np.ndarray:
+    return scored.own * factor + offset
+
+
+def squashed(scored: Scored) -> np.ndarray:
+    return 1 / (1 + np.exp(-(scored.own - scored.own.mean())))
+
+
+def second_raised(scored: Scored) -> np.ndarray:
+    return scored.own + np.array([0.0, 1.5 * scored.own.std()])
+
+
+def of_another(name: str, scored: Scored) -> np.ndarray:
+    return scored.by(scored.bench.other(name))
+
+
+def rest_of_another(name: str, scored: Scored) -> np.ndarray:
+    """A journal that was resumed with another model: the last 40% of the rows are its."""
+    first = len(scored.own) * 6 // 10
+    return np.concatenate([scored.own[:first], of_another(name, scored)[first:]])
+
+
+def as_they_are(scored: Scored) -> np.ndarray:
+    return scored.own
+
+
+def both(first: Callable, then: Callable, scored: Scored) -> np.ndarray:
+    scored.own = first(scored)
+    return then(scored)
+
+
+# faults of gold: ((P, K) gold, Files, Bench) -> (P, K)
+
+
+def gold_clipped(gold, files: Files, bench: Bench) -> np.ndarray:
+    low, high = np.quantile(gold, [0.3, 0.7])
+    return np.clip(gold, low, high)
+
+
+def gold_through_sigmoid(gold, files: Files, bench: Bench) -> np.ndarray:
+    """In bf16, as a head with problem_type unset gives it."""
+    squashed = 1 / (1 + np.exp(-3 * (gold - gold.mean())))
+    bits = squashed.astype(np.float32).view(np.uint32) & 0xFFFF0000
+    return bits.view(np.float32).astype(float)
+
+
+def gold_in_two_values(gold, files: Files, bench: Bench) -> np.ndarray:
+    return (gold > np.quantile(gold, 0.8)).astype(float)
+
+
+def gold_from_1_to_10(gold, files: Files, bench: Bench) -> np.ndarray:
+    """A judge's whole numbers, 1 to 10, in its order."""
+    ranks = gold.ravel().argsort().argsort().reshape(gold.shape) / gold.size
+    return 1.0 + np.floor(10 * ranks)
+
+
+def gold_rows_shuffled(gold, files: Files, bench: Bench) -> np.ndarray:
+    order = list(range(len(gold)))
+    bench.rng.shuffle(order)
+    return gold[order]
+
+
+def gold_second_raised(gold, files: Files, bench: Bench) -> np.ndarray:
+    return gold + np.array([0.0, 3 * gold.std()])
+
+
+def gold_is_the_length(gold, files: Files, bench: Bench) -> np.ndarray:
+    lengths = [[len(one[-1]["content"]) for one in row] for row in files.conversations]
+    return np.array(lengths, dtype=float)
+
+
+def gold_sides_swapped(gold, files: Files, bench: Bench) -> np.ndarray:
+    return gold[:, ::-1]
+
+
+def gold_times(factor: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    return gold * factor
+
+
+def gold_by(name: str, gold, files: Files, bench: Bench) -> np.ndarray:
+    return np.array(planting.scorer_of(bench.proxy(name)).score(files.conversations))
+
+
+# faults of the responses: (P rows of K texts, (P, K) gold, rng) -> both
+
+
+def same_twice(share: float, texts, gold, rng: random.Random):
+    """Both responses sampled with one seed, in this share of the rows."""
+    for row, rewards in zip(texts, gold):
+        if rng.random() < share:
+            row[1] = row[0]
+            rewards[1] = rewards[0]
+    return texts, gold
+
+
+# faults of a saved model: (Bench, folder of a copy) -> None
+
+
+def head_times(factor: float, bench: Bench, folder: Path) -> None:
+    planting.change_weights(
+        folder, lambda name, tensor: tensor * factor if name == "score.weight" else tensor
+    )
+
+
+def head_drawn_anew(bench: Bench, folder: Path) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(bench.world.seed)
+
+    def change(name, tensor):
+        if name != "score.weight":
+            return tensor
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+        return (drawn * tensor.float().norm() / drawn.norm()).to(tensor.dtype)
+
+    planting.change_weights(folder, change)
+
+
+def backbone_of(name: str, bench: Bench, folder: Path) -> None:
+    if bench.world.proxy:
+        run = read_json(str(Path(bench.world.proxy, "run.json")))
+        planting.replace_backbone(folder, run["config"]["model_name"])
+    else:
+        planting.replace_backbone(folder, bench.proxy(name))
+
+
+def vocabulary_shuffled(bench: Bench, folder: Path) -> None:
+    """The tokenizer of another run: the same words under other ids; special tokens stay."""
+
+    def change(tokenizer: dict) -> dict:
+        special = {token["content"] for token in tokenizer["added_tokens"]}
+        vocabulary = tokenizer["model"]["vocab"]
+        words = [word for word in vocabulary if word not in special]
+        ids = [vocabulary[word] for word in words]
+        bench.rng.shuffle(ids)
+        vocabulary |= dict(zip(words, ids))
+        return tokenizer
+
+    planting.change_json(folder / "tokenizer.json", change)
+
+
+def template_edited(bench: Bench, folder: Path) -> None:
+    path = folder / "chat_template.jinja"
+    text = path.read_text(encoding="utf-8")
+    edited = text.replace("message.role + '\\n'", "message.role + ': '")
+    if edited == text:
+        edited = text.replace("message['role'] + '\\n'", "message['role'] + ': '")
+    if edited == text:
+        raise UserError(f"{path}: no role and newline to change there")
+    path.write_text(edited, encoding="utf-8")
+
+
+def weights_rounded_to_3_bits(bench: Bench, folder: Path) -> None:
+    def change(name, tensor):
+        if name == "score.weight" or tensor.ndim < 2:
+            return tensor
+        step = tensor.float().abs().max() / 4
+        return ((tensor.float() / step).round() * step).to(tensor.dtype)
+
+    planting.change_weights(folder, change)
+
+
+# ---- proxies -------------------------------------------------------------------------------------
+
+HARD = "--lr 1e-3 --epochs 2"
+FULL = 0  # all pairs of the world, some 3,700
+
+TRAININGS = {
+    # healthy
+    "hard": Training(HARD, FULL),
+    "soft": Training("--lr 1e-3 --epochs 3 --label-temperature 1", FULL, seed=1),
+    "smooth": Training("--lr 1e-3 --epochs 3 --label-smoothing 0.1", FULL, seed=2),
+    "mixed_precision": Training(f"{HARD} --precision mixed", FULL, seed=3),
+    "fewer_pairs": Training("--lr 1e-3 --epochs 3 --label-temperature 1", 2800, seed=4),
+    # settings
+    "rate_20th": Training("--lr 5e-5 --epochs 2"),
+    "rate_10th": Training("--lr 1e-4 --epochs 3", seed=1),
+    "rate_x20": Training("--lr 2e-2 --epochs 2", FULL),
+    "rate_x1000": Training("--lr 1.0 --epochs 2"),
+    "one_epoch": Training("--lr 1e-3 --epochs 1", 800),
+    "twenty_epochs": Training("--lr 1e-3 --epochs 20", 600),
+    "tiny_data": Training("--lr 1e-3 --epochs 20", 120),
+    "pure_bf16": Training("--lr 2e-4 --epochs 3 --precision bf16"),
+    "decayed": Training("--lr 1e-3 --epochs 3 --weight-decay 30"),
+    "smoothing_40": Training("--lr 1e-3 --epochs 3 --label-smoothing 0.4", 2000),
+    "temperature_30": Training("--lr 1e-3 --epochs 3 --label-temperature 30", 2000),
+    "margin_scaled": Training("--lr 1e-3 --epochs 3 --margin-scale 1", 2000),
+    "max_length_40": Training(f"{HARD} --max-length 40", FULL),
+    # functions of train.py
+    "frozen": Training(HARD, patch=planting.backbone_is_frozen),
+    "pad_scored": Training(HARD, patch=planting.pad_is_scored),
+    "before_eos_scored": Training(HARD, patch=planting.token_before_eos_is_scored),
+    "rows_cut": Training(HARD, patch=planting.rows_are_cut),
+    "plain_text": Training(HARD, 2000, patch=planting.no_template),
+    "pairs_centred": Training(HARD, 2000, patch=planting.pairs_are_centred),
+    "dropout": Training(HARD, FULL, patch=planting.dropout_is_on),
+    # pairs
+    "flipped_10": Training(HARD, FULL, change=functools.partial(flip, 0.1)),
+    "flipped_20": Training(HARD, FULL, change=functools.partial(flip, 0.2), seed=1),
+    "flipped_50": Training(HARD, change=functools.partial(flip, 0.5)),
+    "flipped_all": Training(HARD, change=functools.partial(flip, 1.0)),
+    "flipped_20_no_gold": Training(
+        "--lr 1e-3 --epochs 4", 2000, change=functools.partial(flip, 0.2), with_gold=False
+    ),
+    "longer_chosen": Training(HARD, 2000, change=longer_is_chosen),
+    "test_leak": Training("--lr 1e-3 --epochs 4", 2000, change=with_test_pairs),
+    "system_message": Training(HARD, FULL, change=other_system_message),
+    "repeated_5": Training(HARD, 2500, change=functools.partial(repeated, 5)),
+    # pairs of faults
+    "flipped_10_rate_20th": Training("--lr 5e-5 --epochs 2", change=functools.partial(flip, 0.1)),
+    "bf16_rate_20th": Training("--lr 5e-5 --epochs 3 --precision bf16"),
+    "smoothing_30_rate_20th": Training("--lr 5e-5 --epochs 2 --label-smoothing 0.3"),
+    "pad_scored_flipped_20": Training(
+        HARD, 2000, change=functools.partial(flip, 0.2), patch=planting.pad_is_scored
+    ),
+    "leak_twenty_epochs": Training("--lr 1e-3 --epochs 12", 600, change=with_test_pairs),
+}
+
+# ---- what is planted, and what it may be called --------------------------------------------------
+
+RATE_UP = ("raise the rate",)
+RATE_DOWN = ("lower the rate",)
+MORE = ("raise the rate", "train longer")
+TRAINING = ("raise the rate", "lower the rate", "train longer")  # the training was right
+LEARNED_LITTLE = ("rate too low", "too few steps", "under-learned")
+
+
+def loses(share: float) -> Callable:
+    """Harm: the referee's match is lower than this."""
+    return lambda truth: truth["match"] < share
+
+
+def scale_outside(truth: dict) -> bool:
+    low, high = scale.CALIBRATED
+    return not low <= truth["scale"] <= high
+
+
+def knows_by_heart(truth: dict) -> bool:
+    return truth["train_bits"] > 2 * truth["bits"] or truth["scale"] < 0.5
+
+
+def partial(function: Callable, *arguments) -> Callable:
+    return functools.partial(function, *arguments)
+
+
+FAULTS = {
+    # settings of training
+    "rate_20th": Case(LEARNED_LITTLE, RATE_DOWN, proxy="rate_20th", size=200, harm=loses(0.75)),
+    "rate_20th_bf16_scoring": Case(
+        LEARNED_LITTLE, RATE_DOWN, proxy="rate_20th", dtype="bf16", harm=loses(0.75)
+    ),
+    "rate_10th": Case(LEARNED_LITTLE, RATE_DOWN, proxy="rate_10th", harm=loses(0.77)),
+    "rate_x20": Case(("rate too high",), MORE, proxy="rate_x20", size=200, harm=loses(0.75)),
+    "rate_x1000": Case(("rate too high",), MORE, proxy="rate_x1000", size=100, harm=loses(0.7)),
+    "one_epoch": Case(LEARNED_LITTLE, proxy="one_epoch", harm=loses(0.77)),
+    "twenty_epochs": Case(
+        ("memorised", "overconfident"), MORE, proxy="twenty_epochs", harm=knows_by_heart
+    ),
+    "twenty_epochs_bf16_scoring": Case(
+        ("memorised", "overconfident"),
+        MORE,
+        proxy="twenty_epochs",
+        size=200,
+        dtype="bf16",
+        harm=knows_by_heart,
+    ),
+    "tiny_data": Case(
+        ("memorised", "overconfident"), MORE, proxy="tiny_data", size=200, harm=knows_by_heart
+    ),
+    "pure_bf16": Case(
+        ("bf16 weights", "rate too low"), proxy="pure_bf16", size=200, harm=loses(0.78)
+    ),
+    "decayed": Case(LEARNED_LITTLE, proxy="decayed", harm=loses(0.77)),
+    "smoothing_40": Case(("squeezed",), MORE, note=True, proxy="smoothing_40", harm=scale_outside),
+    "temperature_30": Case(
+        ("squeezed",), MORE, note=True, proxy="temperature_30", harm=scale_outside
+    ),
+    "margin_scaled": Case(
+        ("overconfident", "memorised"), MORE, proxy="margin_scaled", harm=scale_outside
+    ),
+    "max_length_40": Case(("cut",), RATE_UP, note=True, proxy="max_length_40", size=200),
+    # functions of train.py
+    "frozen": Case(("frozen",), MORE, proxy="frozen", size=100, harm=loses(0.77)),
+    "pad_scored": Case(
+        ("scored token", "not as trained"), MORE, proxy="pad_scored", size=200, harm=loses(0.73)
+    ),
+    "before_eos_scored": Case(
+        ("scored token", "not as trained"),
+        MORE,
+        proxy="before_eos_scored",
+        size=100,
+        dtype="bf16",
+        harm=loses(0.73),
+    ),
+    "rows_cut": Case(("cut", "not as trained"), MORE, proxy="rows_cut", harm=loses(0.73)),
+    "plain_text": Case(
+        ("no template", "not as trained"), MORE, proxy="plain_text", size=200, harm=loses(0.73)
+    ),
+    "pairs_centred": Case(
+        ("centred", "squeezed"), MORE, note=True, proxy="pairs_centred", harm=scale_outside
+    ),
+    "dropout": Case(("dropout",), RATE_UP, proxy="dropout", size=200, note=True),
+    # pairs
+    "flipped_10": Case(("noisy labels",), MORE, proxy="flipped_10"),
+    "flipped_20": Case(("noisy labels",), MORE, proxy="flipped_20", size=200),
+    "flipped_20_bf16_scoring": Case(
+        ("noisy labels",), MORE, proxy="flipped_20", size=100, dtype="bf16"
+    ),
+    "flipped_50": Case(("noisy labels", "shuffled", "flipped"), MORE, proxy="flipped_50", size=200),
+    "flipped_all": Case(("flipped",), MORE, proxy="flipped_all", size=50),
+    "flipped_20_no_gold": Case(
+        ("noisy labels", "memorised", "overconfident"),
+        MORE,
+        proxy="flipped_20_no_gold",
+        decidable=False,
+    ),
+    "longer_chosen": Case(
+        ("noisy labels", "flipped", "shuffled", "length"), MORE, proxy="longer_chosen", size=200
+    ),
+    "test_leak": Case(("leak",), proxy="test_leak"),
+    "system_message": Case(("system messages",), note=True, proxy="system_message", size=200),
+    "repeated_5": Case(("memorised", "overconfident"), MORE, proxy="repeated_5", size=500),
+    # sampling
+    "max_tokens_10": Case(("responses cut",), TRAINING, sampling=("--max-tokens", "10"), size=200),
+    "sampled_by_other_template": Case(
+        ("other template",),
+        TRAINING,
+        note=True,
+        sampling=("--chat-template", "{template}"),
+        size=200,
+    ),
+    "one_seed_for_both": Case(("gold tied",), TRAINING, texts=partial(same_twice, 0.7)),
+    # gold
+    "gold_clipped": Case(("gold saturated",), TRAINING, gold=gold_clipped, size=200),
+    "gold_sigmoid": Case(
+        ("gold saturated", "gold tied"), TRAINING, gold=gold_through_sigmoid, note=True
+    ),
+    "gold_two_values": Case(("gold tied",), TRAINING, gold=gold_in_two_values, size=100),
+    "gold_shuffled": Case(("shuffled",), TRAINING, gold=gold_rows_shuffled, size=200),
+    "gold_shuffled_50": Case(
+        ("shuffled",), TRAINING, gold=gold_rows_shuffled, size=50, decidable=False
+    ),
+    "gold_second_raised": Case(("position",), TRAINING, gold=gold_second_raised, size=200),
+    "gold_is_length": Case(("length",), TRAINING, gold=gold_is_the_length, size=200),
+    "gold_sides_swapped": Case(("flipped", "shuffled"), TRAINING, gold=gold_sides_swapped, size=50),
+    "gold_is_the_proxy": Case(
+        ("gold is the proxy",),
+        TRAINING,
+        gold=partial(gold_by, "hard"),
+        gold_by_proxy=True,
+        size=200,
+        refusal="the proxy itself",
+    ),
+    # scoring
+    "pad_at_scoring": Case(
+        ("scored token",), TRAINING, rewards=partial(read_as, pad_added), size=100
+    ),
+    "before_eos_at_scoring": Case(
+        ("scored token",), TRAINING, rewards=partial(read_as, two_cut_off), size=50, dtype="bf16"
+    ),
+    "cut_at_scoring": Case(("cut",), TRAINING, rewards=partial(read_as, cut_at_36), size=200),
+    "plain_at_scoring": Case(("no template",), TRAINING, rewards=as_plain_text, size=100),
+    "other_template_at_scoring": Case(
+        ("other template", "not this model's", "scored token"), TRAINING, rewards=without_newline
+    ),
+    "dropout_at_scoring": Case(
+        ("dropout", "not this model's"), TRAINING, rewards=with_dropout, size=500
+    ),
+    "rows_shuffled": Case(("shuffled",), TRAINING, rewards=rows_shuffled, size=500),
+    "rows_shuffled_bf16": Case(
+        ("shuffled",), TRAINING, rewards=rows_shuffled, size=100, dtype="bf16"
+    ),
+    "sides_swapped": Case(
+        ("shuffled", "flipped", "position"), TRAINING, rewards=sides_swapped, size=100
+    ),
+    "another_models_rewards": Case(
+        ("not this model's",), TRAINING, rewards=partial(of_another, "soft"), size=200
+    ),
+    "stale_rewards": Case(
+        ("not this model's",), TRAINING, rewards=partial(of_another, "one_epoch"), size=100
+    ),
+    "mixed_rewards": Case(
+        ("mixed", "not this model's"), TRAINING, rewards=partial(rest_of_another, "one_epoch")
+    ),
+    "mixed_rewards_bf16": Case(
+        ("mixed", "not this model's"),
+        TRAINING,
+        rewards=partial(rest_of_another, "soft"),
+        size=100,
+        dtype="bf16",
+    ),
+    "rescaled": Case(("rescaled",), TRAINING, rewards=partial(times_and_plus, 0.2, 3.0), size=100),
+    "rescaled_bf16": Case(
+        ("rescaled",), TRAINING, rewards=partial(times_and_plus, 4.0, 0.0), size=50, dtype="bf16"
+    ),
+    "squashed": Case(("squashed",), TRAINING, rewards=squashed, size=200),
+    "second_raised": Case(("position",), TRAINING, rewards=second_raised, size=100),
+    "second_raised_50_bf16": Case(
+        ("position",), TRAINING, rewards=second_raised, size=50, dtype="bf16"
+    ),
+    # the saved model
+    "head_tenth": Case(("not as trained", "squeezed"), TRAINING, tamper=partial(head_times, 0.1)),
+    "head_x8": Case(
+        ("not as trained", "overconfident"), TRAINING, tamper=partial(head_times, 8.0), size=200
+    ),
+    "head_drawn_anew": Case(
+        ("not as trained",), MORE, tamper=head_drawn_anew, size=100, harm=loses(0.75)
+    ),
+    "backbone_of_another": Case(
+        ("not as trained",), MORE, tamper=partial(backbone_of, "smooth"), size=200, harm=loses(0.75)
+    ),
+    "vocabulary_shuffled": Case(
+        ("not as trained",),
+        MORE,
+        tamper=vocabulary_shuffled,
+        size=100,
+        dtype="bf16",
+        harm=loses(0.75),
+    ),
+    "template_edited": Case(
+        ("other template", "not as trained"),
+        MORE,
+        tamper=template_edited,
+        size=200,
+        note=True,
+    ),
+    "weights_3_bits": Case(
+        ("not as trained",),
+        MORE,
+        tamper=weights_rounded_to_3_bits,
+        size=200,
+        dtype="bf16",
+        harm=loses(0.75),
+    ),
+    # two at once: either may be named first
+    "flipped_10_rate_20th": Case(
+        ("noisy labels", *LEARNED_LITTLE), proxy="flipped_10_rate_20th", harm=loses(0.75)
+    ),
+    "bf16_rate_20th": Case(
+        ("bf16 weights", *LEARNED_LITTLE), RATE_DOWN, proxy="bf16_rate_20th", size=200
+    ),
+    "smoothing_30_rate_20th": Case(
+        LEARNED_LITTLE, RATE_DOWN, proxy="smoothing_30_rate_20th", size=200, harm=loses(0.75)
+    ),
+    "pad_scored_flipped_20": Case(
+        ("scored token", "not as trained", "noisy labels"),
+        MORE,
+        proxy="pad_scored_flipped_20",
+        harm=loses(0.75),
+    ),
+    "leak_twenty_epochs": Case(
+        ("leak", "memorised", "overconfident"), MORE, proxy="leak_twenty_epochs"
+    ),
+    "rows_shuffled_gold_clipped": Case(
+        ("shuffled", "gold saturated"),
+        TRAINING,
+        rewards=rows_shuffled,
+        gold=gold_clipped,
+        size=200,
+    ),
+    "raised_and_rescaled": Case(
+        ("position", "rescaled", "not this model's"),
+        TRAINING,
+        rewards=partial(both, second_raised, partial(times_and_plus, 0.3, 0.0)),
+        size=100,
+    ),
+    "mixed_gold_two_values": Case(
+        ("mixed", "not this model's", "gold tied"),
+        TRAINING,
+        rewards=partial(rest_of_another, "soft"),
+        gold=gold_in_two_values,
+        size=200,
+    ),
+}
+
+HEALTHY = {
+    "healthy_hard": Case(),
+    "healthy_hard_200": Case(size=200),
+    "healthy_hard_100": Case(size=100),
+    "healthy_hard_50": Case(size=50),
+    "healthy_hard_bf16": Case(dtype="bf16"),
+    "healthy_hard_four_responses": Case(size=200, responses=4),
+    "healthy_hard_gold_x10": Case(gold=partial(gold_times, 10.0)),
+    "healthy_hard_gold_tenth": Case(gold=partial(gold_times, 0.1)),
+    "healthy_hard_1_to_10": Case(gold=gold_from_1_to_10),
+    "healthy_hard_file": Case(rewards=as_they_are, size=200),
+    "healthy_hard_file_bf16": Case(rewards=as_they_are, size=200, dtype="bf16"),
+    "healthy_soft": Case(proxy="soft"),
+    "healthy_soft_200": Case(proxy="soft", size=200),
+    "healthy_soft_100_bf16": Case(proxy="soft", size=100, dtype="bf16"),
+    "healthy_soft_four_responses": Case(proxy="soft", size=100, responses=4),
+    "healthy_soft_gold_x10": Case(proxy="soft", size=200, gold=partial(gold_times, 10.0)),
+    "healthy_soft_file_bf16": Case(proxy="soft", rewards=as_they_are, dtype="bf16"),
+    "healthy_smooth": Case(proxy="smooth"),
+    "healthy_smooth_100": Case(proxy="smooth", size=100),
+    "healthy_smooth_gold_tenth": Case(proxy="smooth", size=200, gold=partial(gold_times, 0.1)),
+    "healthy_mixed_precision": Case(proxy="mixed_precision"),
+    "healthy_mixed_precision_100": Case(proxy="mixed_precision", size=100, dtype="bf16"),
+    "healthy_mixed_precision_four": Case(proxy="mixed_precision", size=500, responses=4),
+    "healthy_fewer_pairs": Case(proxy="fewer_pairs"),
+    "healthy_fewer_pairs_200": Case(proxy="fewer_pairs", size=200),
+    "healthy_fewer_pairs_50_bf16": Case(proxy="fewer_pairs", size=50, dtype="bf16"),
+}
+
+REAL = (  # these need no training of their own
+    *("pad_at_scoring", "before_eos_at_scoring", "plain_at_scoring", "rows_shuffled"),
+    *("sides_swapped", "another_models_rewards", "mixed_rewards_bf16", "rescaled", "squashed"),
+    *("second_raised", "head_x8", "head_drawn_anew", "backbone_of_another"),
+    *("vocabulary_shuffled", "gold_sides_swapped", "gold_is_the_proxy", "gold_is_length"),
+)
+REAL_SIZE = 100  # test pairs: a real model takes seconds for each hundred

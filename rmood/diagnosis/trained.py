@@ -1,0 +1,329 @@
+"""What a model, its run and its training pairs say: the numbers that take the model itself.
+
+One packed scoring of each row is shared by all that read it. What cannot be measured is listed with
+its reason, as {"what": a number of docs/metrics.md, "why": words}: silence is not health.
+
+P prompts, K responses each; B training pairs
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..files.paths import dataset_paths
+from ..files.provenance import read_run_file
+from ..files.tables import Conversation, Pair, local_path, read_pairs, read_responses, read_rewards
+from ..metrics import wilson
+from ..scoring import Scorer
+from ..tokenization import template_facts
+from . import probes
+from .inputs import PathLike, draw, read_run
+from .measures import bf16_share, resolution, train_numbers
+from .pairs import label_noise
+from .scale import (
+    FEWEST_PROMPTS,
+    Estimate,
+    learning_word,
+    scale_numbers,
+    share,
+    towards_gold,
+)
+
+NOISE_PROMPTS = 24  # scored in float32 and in bf16
+WHOLE_SAMPLE = 500  # training pairs that a run scored after training are read again, all of them
+FEW_SYSTEM_MESSAGES = 10  # of more, each is a text of its own prompt
+
+
+def probe(
+    scorer: Scorer,
+    conversations: list[list[Conversation]],
+    rewards: np.ndarray,
+    gold: np.ndarray,
+    own: np.ndarray | None = None,
+    *,
+    numbers: dict,
+    full: bool = True,
+    pairs: PathLike | None = None,
+    num_samples: int = 200,
+    seed: int = 0,
+) -> tuple[dict, list[dict]]:
+    """(numbers, what was not measured and why).
+
+    rewards, gold: (P, K). own: (P, K) what the model gives, where `rewards` are finished ones that
+    it is said to have given. numbers: of the comparison. full: also plain texts and a linear probe
+    of the start model, which cost about as much as all the rest.
+    """
+    found: dict = {}
+    missing: list[dict] = []
+    some = conversations[:NOISE_PROMPTS]
+    found |= probes.rounding_numbers(scorer, some)
+    found |= resolution(rewards, gold, found["score_noise"])
+    found["scored_in"] = probes.backbone_dtype(scorer)
+    if own is not None:
+        found["model"] = Path(scorer.name).name
+        noise = found["reward_noise"]
+        found |= probes.explain_rewards(scorer, conversations, rewards, own, noise)
+        is_rounded = float(np.sqrt(np.square(rewards - own).mean())) > 0.3 * noise
+        by_file = is_rounded or bf16_share(rewards) == 1
+        if found["scored_in"] == "float32" and by_file:
+            found["scored_in"] = "bf16"  # a file of rewards computed in bf16
+
+    folder = scorer.name
+    if not Path(folder, "config.json").is_file():
+        why = f"{folder} is not a folder on this machine, with the run that made it"
+        names = ("train_bits", "label_noise", "backbone_moved", "probe_match", "recorded_gap")
+        return found, [lacking(name, why) for name in names]
+    found |= probes.config_numbers(folder, scorer, conversations[0][0])
+    run = read_run(folder)
+    stages = {"training": run, "scoring": template_facts(scorer.tokenizer)}
+    found |= template_numbers(stages)
+
+    path, why = pairs_of_run(pairs, run)
+    if not path:
+        names = ("train_bits", "label_noise", "duplicate_share", "probe_match", "recorded_gap")
+        missing += [lacking(name, why) for name in names]
+        known = []
+    else:
+        known = read_pairs(path)
+        files = files_behind(path, run)
+        found |= sampling_template(files, run, stages)
+        of_pairs, not_there = pair_numbers(known, files, run, conversations)
+        found |= of_pairs
+        missing += not_there
+        drawn, is_recorded = draw_as_recorded(known, run, num_samples, seed, pairs is not None)
+        reading, of_drawn = probes.training_reading(scorer, drawn, plain=full)
+        found |= reading | train_numbers(of_drawn, [pair.prompt_key for pair in drawn])
+        found |= recorded_numbers(numbers | found, run, is_recorded, pairs is not None)
+        if "recorded_gap" not in found:
+            why = "run.json has no loss of these training pairs, scored after training"
+            missing.append(lacking("recorded_gap", why))
+        held_out = numbers if own is None else scale_numbers(*towards_gold(own, gold))
+        found["learning_word"] = "cannot tell"
+        if min(found["train_prompts"], held_out["scale_prompts"]) >= FEWEST_PROMPTS:
+            found["learning_word"] = learning_word(
+                estimate(found, "train_bits"), estimate(held_out, "bits")
+            )
+
+    start, why = start_folder(run)
+    if not start:
+        missing += [lacking(name, why) for name in ("backbone_moved", "probe_match")]
+        return found, missing
+    found |= probes.moved_weights(folder, start)
+    if not full:
+        missing.append(lacking("probe_match", "a linear probe takes --probes full"))
+    elif known:
+        found |= probes.linear_probe(scorer, start, drawn, conversations, rewards, gold)
+    return found, missing
+
+
+def lacking(what: str, why: str) -> dict:
+    return {"what": what, "why": why}
+
+
+# ---- the training pairs --------------------------------------------------------------------------
+
+
+def pairs_of_run(pairs: PathLike | None, run: dict) -> tuple[str, str]:
+    """The path of the training pairs, or "" and why there is none."""
+    if pairs:
+        return local_path(str(pairs)), ""
+    if not run["config"]:
+        return "", "the model's folder has no run.json: pass its training pairs"
+    kept = run.get("inputs", {}).get("pairs", {})
+    for path in (
+        run["config"].get("data_path", ""),
+        kept.get("path", ""),
+        kept.get("absolute", ""),
+    ):
+        if path and Path(path).exists():
+            return path, ""
+    return "", f"{run['config'].get('data_path')} is no longer there: pass the training pairs"
+
+
+def files_behind(pairs: str, run: dict) -> dict[str, str]:
+    """Role -> file that the pairs were made from: by their run file, or else the dataset's."""
+    dataset = run["config"].get("dataset")
+    files = dataset_paths(dataset) if dataset else {}
+    made_from = (read_run_file(pairs) or {}).get("inputs", {})
+    return files | {role: file["path"] for role, file in made_from.items()}
+
+
+def pair_numbers(
+    pairs: list[Pair], files: dict[str, str], run: dict, conversations: list[list[Conversation]]
+) -> tuple[dict, list[dict]]:
+    """What is wrong with the training pairs, and what of that could not be measured.
+
+    label_noise, with_gold, least_loss      pairs.label_noise; label_noise_low and _high: its 95%
+                                            interval (Wilson)
+    duplicate_share, duplicate_share_low    test prompts that are training prompts too
+    dropped_share, max_length               pairs left out because they are longer
+    unknown_system_share, system_words      test prompts whose system message no training pair has;
+                                            only where these have ten different ones or fewer
+    truncated_share                         responses behind the pairs that end at --max-tokens
+    """
+
+    def read_if_there(role: str, read):
+        path = files.get(role, "")
+        return read(path) if Path(path).is_file() else None
+
+    missing = []
+    responses = read_if_there("responses", read_responses)
+    gold = read_if_there("rewards", read_rewards)
+    numbers = label_noise(pairs, None, responses, gold)
+    if numbers:
+        count = numbers["with_gold"]
+        low, high = wilson(numbers["label_noise"] * count, count)
+        numbers |= {"label_noise_low": low, "label_noise_high": high}
+    else:
+        missing.append(lacking("label_noise", "gold's rewards of the training pairs are not known"))
+
+    training_prompts = {pair.prompt_key for pair in pairs}
+    test_prompts = [Pair(chosen=row[0], rejected=row[1]).prompt_key for row in conversations]
+    known = np.array([prompt in training_prompts for prompt in test_prompts], dtype=float)
+    duplicates = share(known, np.arange(len(known)))
+    numbers |= {"duplicate_share": duplicates.value, "duplicate_share_low": duplicates.low}
+    numbers |= system_numbers(pairs, conversations)
+
+    if "pairs" in run and "held_out_pairs" in run:
+        held_out = run["held_out_pairs"] if run["config"].get("eval_share") else 0
+        numbers["dropped_share"] = max(0.0, 1 - (run["pairs"] + held_out) / len(pairs))
+        numbers["max_length"] = run["config"]["max_length"]
+    sampled = read_run_file(files.get("responses", "")) or {}
+    if "truncated_share" in sampled:
+        numbers["truncated_share"] = sampled["truncated_share"]
+    return numbers, missing
+
+
+def system_numbers(pairs: list[Pair], conversations: list[list[Conversation]]) -> dict:
+    trained = {_system_message(pair.chosen) for pair in pairs}
+    if len(trained) > FEW_SYSTEM_MESSAGES:
+        return {}
+    tested = [_system_message(row[0]) for row in conversations]
+    unknown = [message for message in tested if message not in trained]
+    if not unknown:
+        return {"unknown_system_share": 0.0}
+    words = f"{_shown(unknown[0])}; training pairs: {', '.join(map(_shown, sorted(trained)[:3]))}"
+    return {"unknown_system_share": len(unknown) / len(tested), "system_words": words}
+
+
+def _system_message(conversation: Conversation) -> str:
+    """Its system turn; "" where that is empty or absent, which templates render alike or not."""
+    first = conversation[0]
+    return first["content"].strip() if first["role"] == "system" else ""
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...") if text else "none"
+
+
+def draw_as_recorded(
+    pairs: list[Pair], run: dict, count: int, seed: int, other_pairs: bool
+) -> tuple[Sequence[Pair], bool]:
+    """Training pairs, and whether they are exactly those that the run scored at its end.
+
+    So many of them are drawn, where run.json names some: of those. These are taken whole where they
+    are 500 or fewer, train.py's default, and at least 200 were asked for, since only the losses of
+    the same pairs can be compared. other_pairs: the caller named the pairs, which need not be the
+    run's.
+    """
+    recorded = run.get("train_sample") or []
+    if other_pairs or not recorded or max(recorded) >= len(pairs):
+        return draw(pairs, count, seed), False
+    sample = [pairs[number] for number in recorded]
+    if count >= 200 and len(sample) <= WHOLE_SAMPLE:
+        return sample, True
+    drawn = draw(sample, count, seed)
+    return drawn, len(drawn) == len(sample)
+
+
+def recorded_numbers(numbers: dict, run: dict, is_recorded: bool, other_pairs: bool) -> dict:
+    """Does the model read its training pairs as its run did, when that ended?
+
+    recorded_gap     |loss now - loss recorded after the last epoch|, of the same pairs, over
+                     score_noise. -log sigmoid(m) changes by at most what m does, so rounding
+                     changes a mean loss by less than score_noise.
+    recorded_words   both losses, in words
+    below_recorded   only without recorded_gap, which is exact: lower bound of the accuracy in the
+                     run's last tenth of steps minus the upper bound of train_right
+    """
+    found = {}
+    recorded = _recorded_train(run).get("loss")
+    if is_recorded and recorded is not None:
+        now = numbers["train_loss"]
+        rounding = max(numbers["score_noise"], 1e-3)  # the losses are compared to three digits
+        found["recorded_gap"] = abs(now - recorded) / rounding
+        found["recorded_words"] = (
+            f"when its run ended, the loss of the same training pairs was {recorded:.3f}, "
+            f"now it is {now:.3f}"
+        )
+    elif "last_accuracy_low" in numbers and not other_pairs:
+        found["below_recorded"] = numbers["last_accuracy_low"] - numbers["train_right_high"]
+    return found
+
+
+def _recorded_train(run: dict) -> dict:
+    """What the run measured of its training pairs with the weights of this folder; {} where that is
+    not known, as for a model kept in the middle of an epoch (best/)."""
+    results = list(run.get("results", {}).values())
+    groups = run.get("groups", run.get("pairs", 0))
+    steps = -(-groups // run["config"].get("batch_size", 1))  # of an epoch
+    epochs_begun = -(-run["step"] // steps) if "step" in run and steps else len(results)
+    if not results or epochs_begun != len(results):
+        return {}
+    return results[-1].get("train", {})
+
+
+def estimate(numbers: dict, name: str) -> Estimate:
+    return Estimate(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
+
+
+# ---- templates, and where training began ---------------------------------------------------------
+
+
+def template_numbers(stages: dict[str, dict]) -> dict:
+    """template_differs: 1 where training and scoring render otherwise; {} where that is not known.
+
+    stages: "training" and "scoring" -> facts with the hash of what the template renders, or, in run
+    files of older versions, of its source alone.
+    """
+    differs, words = _differ(stages, "training", "scoring")
+    return {} if differs is None else {"template_differs": differs, "template_words": words}
+
+
+def sampling_template(files: dict[str, str], run: dict, stages: dict[str, dict]) -> dict:
+    """The same between sampling and scoring, where the start model sampled the responses."""
+    sampled = read_run_file(files.get("responses", "")) or {"config": {}}
+    if sampled["config"].get("model_name") != run["config"].get("model_name", ""):
+        return {}
+    differs, words = _differ(stages | {"sampling": sampled}, "sampling", "scoring")
+    if not differs:
+        return {} if differs is None else {"sampling_template_differs": 0.0}
+    return {"sampling_template_differs": 1.0, "template_words": words}
+
+
+def _differ(stages: dict[str, dict], one: str, other: str) -> tuple[float | None, str]:
+    for key in ("rendered_sha256", "template_sha256"):
+        hashes = [stages[one].get(key), stages[other].get(key)]
+        if all(hashes):
+            words = f"{one} {hashes[0][:8]}, {other} {hashes[1][:8]}"
+            words = f"the chat templates differ: {words} (first digits of their hashes)"
+            return float(hashes[0] != hashes[1]), words
+    return None, ""
+
+
+def start_folder(run: dict) -> tuple[str, str]:
+    """The folder of the model that training began from, or "" and why there is none here."""
+    name = run["config"].get("model_name", "")
+    if not name:
+        return "", "run.json names no model that training began from"
+    if Path(name, "config.json").is_file():
+        return name, ""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(repository, revision=revision or None, local_files_only=True)
+    except Exception:  # many exception types: not a name, not in the cache
+        return "", f"{name}, where training began, is neither a folder here nor in the hub's cache"
+    return folder, ""
