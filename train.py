@@ -119,7 +119,7 @@ class Config:
     eval_path: list[str] = opt([], "held-out pairs, evaluated at the end of each epoch: a file, or several with names of their own, NAME=FILE NAME=FILE; the first one counts for --keep-best and --early-stop")
     eval_share: float = opt(0.0, "without --eval-path: hold out this share of the prompts", at_least=0, at_most=0.5)
     eval_every: int = opt(0, "also evaluate the held-out pairs every so many steps; 0: at the end of each epoch alone", at_least=0)
-    train_sample: int = opt(500, "training pairs to score after each epoch, at most a quarter of them (at most 8% of an epoch's work); 0: none", at_least=0)
+    train_sample: int = opt(500, "training pairs to score after each epoch, at most a quarter of them (at most 8% of an epoch's arithmetic); 0: none", at_least=0)
     chat_template: str = opt("", "Jinja file, in place of the tokenizer's own chat template")
     template_kwargs: str = opt("", "JSON of variables that the chat template reads, such as '{\"enable_thinking\": false}'; they are kept in the saved model's template")
     max_length: int = opt(2048, "longest conversation in tokens; pairs with a longer one are left out", at_least=8)

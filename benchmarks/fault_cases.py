@@ -418,7 +418,7 @@ TRAININGS = {
     "twenty_epochs": Training("--lr 1e-3 --epochs 20", 600),
     "tiny_data": Training("--lr 1e-3 --epochs 20", 120),
     "pure_bf16": Training("--lr 2e-4 --epochs 3 --precision bf16"),
-    "decayed": Training("--lr 1e-3 --epochs 3 --weight-decay 30"),
+    "decayed": Training("--lr 1e-3 --epochs 3 --weight-decay 200"),
     "smoothing_40": Training("--lr 1e-3 --epochs 3 --label-smoothing 0.4", 2000),
     "temperature_30": Training("--lr 1e-3 --epochs 3 --label-temperature 30", 2000),
     "margin_scaled": Training("--lr 1e-3 --epochs 3 --margin-scale 1", 2000),
@@ -487,7 +487,7 @@ FAULTS = {
         LEARNED_LITTLE, RATE_DOWN, proxy="rate_20th", dtype="bf16", harm=loses(0.75)
     ),
     "rate_10th": Case(LEARNED_LITTLE, RATE_DOWN, proxy="rate_10th", harm=loses(0.77)),
-    "rate_x20": Case(("rate too high",), MORE, proxy="rate_x20", size=200, harm=loses(0.75)),
+    "rate_x20": Case(("rate too high",), MORE, proxy="rate_x20", size=200, harm=loses(0.8)),
     "rate_x1000": Case(("rate too high",), MORE, proxy="rate_x1000", size=100, harm=loses(0.7)),
     "one_epoch": Case(LEARNED_LITTLE, proxy="one_epoch", harm=loses(0.77)),
     "twenty_epochs": Case(

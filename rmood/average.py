@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from tqdm import tqdm
 
 from .errors import UserError, run_script
 from .files.provenance import run_facts
 from .files.rows import check_writable, fsync, read_json
 from .hub import model_folder
+from .progress import progress_bar
 
 # Of config.json: what may differ between models whose weights can be averaged.
 NOT_COMPARED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
@@ -197,7 +197,7 @@ def _write_means(target: Path, folders: list[Path]) -> int:
         for path in _weight_files(target):
             header, begin = _header(path)
             with open(path, "r+b") as file:
-                for name, tensor in tqdm(header.items(), desc=path.name, unit="tensor", delay=1):
+                for name, tensor in progress_bar(header.items(), desc=path.name, unit="tensor"):
                     file.seek(begin + tensor["data_offsets"][0])
                     mean = _mean([source[name].get_tensor(name) for source in sources], name)
                     file.write(mean.contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -58,7 +58,7 @@ def held_out_files(paths: list[str]) -> dict[str, str]:
 def size_of_sample(pairs: int, most: int) -> int:
     """How many training pairs are scored after an epoch: at most a quarter, or 100 where fewer.
 
-    Scoring a pair costs about a third of training on it: a quarter adds 8% to an epoch.
+    Scoring a pair is a third of the arithmetic of training on it: a quarter adds 8% to an epoch.
     """
     return min(most, max(pairs // SHARE_SCORED, min(pairs, 100)))
 

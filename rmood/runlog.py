@@ -87,6 +87,6 @@ def _lines_until(path: Path, last_step: int) -> list[str]:
 
 def discard_log(folder: str) -> None:
     """Delete the metrics of an earlier run in this folder: a new one begins."""
-    for name in ("metrics.jsonl", "pair_rewards.npz"):
+    for name in ("metrics.jsonl", "pair_rewards.safetensors"):
         Path(folder, name).unlink(missing_ok=True)
     shutil.rmtree(Path(folder, "tensorboard"), ignore_errors=True)

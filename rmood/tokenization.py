@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -35,6 +34,7 @@ from .files.paths import cache_folder
 from .files.provenance import read_run_file
 from .files.tables import Conversation
 from .hub import model_folder
+from .progress import progress_bar
 
 PIECE = 4096  # conversations tokenized at once, which takes a tokenizer 150 bytes per token
 CACHED_FROM = 4096  # conversations; fewer are tokenized faster than a file is worth
@@ -392,7 +392,7 @@ def _encode_all(
     add_generation_prompt: bool,
 ) -> list[array]:
     rows = []
-    bar = tqdm(total=len(conversations), desc="tokenizing", mininterval=1, delay=2, leave=False)
+    bar = progress_bar(total=len(conversations), desc="tokenizing", mininterval=1)
     for start in range(0, len(conversations), PIECE):
         texts = []
         for i, messages in enumerate(conversations[start : start + PIECE], start):

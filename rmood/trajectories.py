@@ -1,6 +1,6 @@
 """What each training pair's rewards were in each epoch: a file beside metrics.jsonl.
 
-train.py writes it after each epoch, evaluate.py suspects reads it. E epochs, P pairs. Numpy only.
+train.py writes it after each epoch, evaluate.py suspects reads it. E epochs, P pairs. Without torch.
 """
 
 import contextlib
@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from .errors import UserError
 from .files.rows import fsync
 from .files.tables import Pair
 
-FILE = "pair_rewards.npz"
+FILE = "pair_rewards.safetensors"
 
 
 def pair_keys(pairs: Sequence[Pair]) -> np.ndarray:
@@ -43,8 +45,7 @@ def add_epoch(folder: str, epoch: int, pairs: Sequence[Pair], rewards: np.ndarra
         epochs = [*known[1][: epoch - 1], *epochs]
     path = Path(folder, FILE)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, keys=keys, rewards=np.stack(epochs))
+    save_file({"keys": keys, "rewards": np.stack(epochs)}, temporary)
     fsync(temporary)
     os.replace(temporary, path)
 
@@ -55,7 +56,7 @@ def read_trajectories(folder: str) -> tuple[np.ndarray, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["keys"], file["rewards"]
-    except (OSError, ValueError, KeyError):
+        file = load_file(path)
+        return file["keys"], file["rewards"]
+    except (OSError, SafetensorError, KeyError):
         raise UserError(f"{path}: not a whole file of train.py: remove it, and go without it")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline on real language, on a laptop's CPU: fetches SmolLM2-135M-Instruct and
 # AlpacaEval (15 models' responses, a GPT-4 judge's log-odds as gold), trains a reward model on
-# them, and ends with a table: what does it know beyond the length of a response? 25 to 40 minutes
+# them, and ends with a table: what does it know beyond the length of a response? Some 30 minutes
 # on 2 idle cores after installation; docs/real.md explains each stage and the table.
 #
 #     bash scripts/real.sh [--from-path FOLDER] [--train-prompts N]
@@ -98,7 +98,7 @@ stage "$data/rm/test_implicit.jsonl" python preprocess.py --dataset real --split
 
 # A group is one prompt with its 4 responses: each is computed once, for up to 6 pairs.
 stage "$proxy/config.json" python train.py --dataset real --model-name "$smollm2" --resume auto \
-    --precision "$precision" --lr 2e-4 --epochs 1 --batch-size 4 --save-every 10 \
+    --precision "$precision" --lr 1e-4 --epochs 1 --batch-size 8 --save-every 10 \
     --max-length "$longest" --tokens-per-pass 4096
 
 stage "$data/rm/test_reward_rm.json" python label.py "${scoring[@]}" --split test \

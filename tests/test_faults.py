@@ -727,9 +727,15 @@ def test_rewards_that_are_not_the_model_s_are_not_called_compressed():
 
 
 def test_symptoms_are_what_the_numbers_of_match_and_training_show():
-    """The last blocks of the table, from the flipped match on."""
+    """The last blocks of the table, from the flipped match on; and margins far too wide.
+
+    Gold in another order, or by length: whatever sets gold and proxy apart makes them too wide.
+    """
     first = [case[3].keys() for case in CASES].index({"right_high"})
-    assert [block.symptom for block in BLOCKS] == [i >= first for i in range(len(BLOCKS))]
+    expected = [i >= first for i in range(len(BLOCKS))]
+    ids = [(block.id, block.severity) for block in BLOCKS]
+    expected[ids.index(("overconfident_rewards", "warning"))] = True
+    assert [block.symptom for block in BLOCKS] == expected
 
 
 # ---- which comes first, and what is advised ------------------------------------------------------

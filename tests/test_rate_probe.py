@@ -128,6 +128,7 @@ def test_it_writes_a_report_and_nothing_else_and_replaces_none(train_to, tmp_pat
         assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("collectives", ["collectives return at once"], indirect=True)
 def test_two_processes_measure_what_one_measures(train_to, torchrun_to, tmp_path, capsys):
     flags = "--rate-probe 2 --rate-probe-steps 5 --tokens-per-pass 90"
     probe_command(train_to, capsys, flags)

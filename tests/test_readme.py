@@ -7,14 +7,15 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+import evaluate
+
 PAGES = [
     REPOSITORY / "README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
     *sorted((REPOSITORY / "benchmarks").glob("*.md")),
 ]
 JOBS = sorted((REPOSITORY / "scripts" / "slurm").glob("*.sbatch"))
-COMMANDS = ("match", "quality", "diagnose", "bon", "bench", "readiness", "suspects")
-COMMANDS += ("validate", "inspect", "epochs")  # of evaluate.py
+COMMANDS = list(evaluate.COMMANDS)
 SCRIPT = re.compile(
     r"""(
         (?: examples | benchmarks ) / \w+ \.py

@@ -144,7 +144,7 @@ def test_what_a_memorised_model_says_of_its_own_pairs_is_not_used(tmp_path, pair
 
 
 def test_a_damaged_file_is_told_in_one_line(tmp_path, pairs):
-    (tmp_path / "pair_rewards.npz").write_bytes(b"PK damaged")
+    (tmp_path / "pair_rewards.safetensors").write_bytes(b"PK damaged")
     with pytest.raises(UserError, match="not a whole file"):
         running_margins(str(tmp_path), pairs)
     add_epoch(str(tmp_path), 2, pairs, np.zeros((6, 2)))  # and ends no training run

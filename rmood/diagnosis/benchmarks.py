@@ -27,12 +27,12 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import UserError
 from ..files.provenance import check_lineage
 from ..files.rows import check_writable, read_rows, write_json
 from ..files.tables import Conversation, check_messages, preference_form
+from ..progress import progress_bar
 
 ENDINGS = (".json", ".jsonl", ".parquet")
 SHARD = re.compile(r"-\d{5}-of-\d{5}.*")  # of a parquet file's name on the hub
@@ -101,7 +101,7 @@ def read_benchmark(path: str, name: str = "auto") -> Benchmark:
     left_out = []
     found = "" if name == "auto" else name
     files = _files_in(path, left_out)
-    for file in tqdm(files, desc="reading", unit="file", delay=1, leave=False):
+    for file in progress_bar(files, desc="reading", unit="file"):
         rows = read_rows(file)
         first = next(rows)
         form = form_of(first[1])
