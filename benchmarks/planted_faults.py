@@ -1,13 +1,13 @@
 """Plant faults, and count how often the first finding of `evaluate.py diagnose` is right.
 
     python benchmarks/planted_faults.py                       the toy world: some 40 minutes a core
-    python benchmarks/planted_faults.py --seeds 100           the same with other draws of everything
+    python benchmarks/planted_faults.py --seeds 100           the same with other draws
     python benchmarks/planted_faults.py --only flipped_20 healthy_soft
     python benchmarks/planted_faults.py --world real --model models/my-rm
 
 reads   nothing (toy), or a proxy that train.py trained, and its dataset (real)
-writes  a table on stdout, the same with --json; world and proxies go to --work and are kept, so that
-        an interrupted run goes on where it was, and only the diagnosis is repeated later
+writes  a table on stdout, the same with --json; world and proxies go to --work and are kept: an
+        interrupted run goes on where it was, and later only the diagnosis is repeated
 
 This is a test set: no threshold of the diagnosis was set on it (thresholds.py says where those come
 from), and what each case may be called was written down before it was run. A case is
@@ -63,7 +63,7 @@ class Config:
     # fmt: on
 
 
-# ---- what a finding may say -----------------------------------------------------------------------
+# ---- what a finding may say ----------------------------------------------------------------------
 
 # These say what was seen, not why: true of many faults, so neither right nor wrong.
 OBSERVATIONS = {

@@ -411,7 +411,7 @@ def write_proxy_rewards(
     changed = np.asarray(change(Scored(own, scorer, files.conversations, bench)))
     settings = {"model_name": model, "dtype": dtype, "max_length": 2048}
     path = bench.folder / "rewards.json"
-    write_rewards(path, changed, facts | {"config": settings}, files)
+    write_rewards(path, changed, facts | {"config": settings, "work": settings | facts}, files)
     return path
 
 

@@ -17,6 +17,8 @@ from .files.tables import Pair
 from .metrics import pair_metrics
 from .tokenization import encode_rendered, leave_out_long
 
+SAMPLE_STREAM = 1 << 32  # of the random numbers of `draw`: no epoch has this number
+
 
 @dataclass(frozen=True)
 class PairSet:
@@ -180,7 +182,9 @@ def draw(data: PairSet, most: int, seed: int) -> PairSet:
         return data
     chosen = []
     count = 0
-    for group in np.random.default_rng(seed).permutation(len(data.groups)).tolist():
+    # a stream of its own: default_rng(seed) draws the order of the first epoch too
+    random = np.random.default_rng([seed, SAMPLE_STREAM])
+    for group in random.permutation(len(data.groups)).tolist():
         size = len(data.pairs_of_group[group])
         if most and (not chosen or count + size <= most):
             chosen.append(group)

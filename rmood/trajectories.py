@@ -1,6 +1,6 @@
 """What each training pair's rewards were in each epoch: a file beside metrics.jsonl.
 
-train.py writes it after each epoch, evaluate.py suspects reads it. E epochs, P pairs. Without torch.
+train.py writes it after each epoch, evaluate.py suspects reads it. E epochs, P pairs.
 """
 
 import contextlib

@@ -863,7 +863,7 @@ def test_no_advice_goes_against_a_measured_direction():
         if more.search(advice):
             advised += 1
             assert not is_settled, found[0]
-    assert advised > 100
+    assert advised > 50
 
 
 def test_with_fewer_than_twenty_prompts_nothing_is_concluded_from_them():

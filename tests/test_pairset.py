@@ -6,7 +6,7 @@ import torch
 from conftest import make_pairs
 from training import write_pairs
 
-from rmood.batching import Group
+from rmood.batching import Group, epoch_order
 from rmood.files.tables import read_pairs
 from rmood.pairset import PairSet, draw, hold_out, no_pairs
 
@@ -46,6 +46,14 @@ def test_a_draw_is_a_sample_of_whole_groups_without_replacement(most):
     else:
         assert len(drawn) <= most or len(drawn.groups) == 1
     assert bool(drawn) == (most > 0)
+
+
+def test_the_sample_is_not_what_the_first_epoch_begins_with():
+    """Else the pairs that are scored after an epoch would all be those that it saw first."""
+    data = grouped([1] * 400)
+    drawn = set(draw(data, 100, seed=0).pairs)
+    first = set(np.concatenate(epoch_order(400, 10, 0, epoch=0)[:10]).tolist())
+    assert 10 <= len(drawn & first) <= 40  # 25 by chance; 100 from the same stream
 
 
 def test_another_seed_draws_other_pairs():

@@ -398,7 +398,10 @@ def test_two_processes_learn_what_one_learns(train_to, torchrun_to, tmp_path):
         for name in one.keys() - {"pairs_per_s", "tokens_per_s"}:
             if name.startswith(("lost_updates", "update_")):
                 continue  # a sample of each process's own part
-            assert two[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), name
+            if one[name] is None or isinstance(one[name], str):
+                assert two[name] == one[name], name
+            else:
+                assert two[name] == pytest.approx(one[name], abs=1e-4, rel=1e-4), name
     one, two = (
         AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict()
         for name in ("one", "two")

@@ -426,6 +426,8 @@ def explain_rewards(
     sampled = conversations[:sample]
     by_way = readings(scorer, sampled) | plain_readings(scorer, sampled, range(5))
     for way, as_read in by_way.items():
+        if way == "read":
+            continue  # the right way: where some rows agree, it explains these alone
         if (np.abs(as_read - rewards[:sample]) < tolerance).mean() > 0.9:
             kind = kind_of(way)
             numbers |= {f"explained_by_{kind}": 1.0, "explained_token": f"at {way}"}

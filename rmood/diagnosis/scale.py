@@ -32,7 +32,7 @@ CALIBRATED = (1 / 1.5, 1.5)
 # Training bits of a proxy that has learned its training pairs. Half a bit is what calibrated
 # margins with a match of 0.85 know; a large model can memorise any pair, so it could reach 1.
 LEARNED = 0.5
-FEWEST_PROMPTS = 20  # below, more than 2 in 100 calibrated proxies would be called otherwise
+FEWEST_PROMPTS = 20  # 1 to 3 in 100 calibrated proxies are called otherwise here, below more
 
 
 @dataclass(frozen=True)
@@ -215,16 +215,17 @@ def scale_word(scale: Estimate, prompts: int) -> str:
     """The whole interval of the scale, not its value, decides.
 
     squeezed       above 1.5: the margins are narrower than what the proxy knows
-    overconfident  below 1 / 1.5: they are wider
+    overconfident  below 1 / 1.5, and above 0: they are wider
     calibrated     between: within a factor of 1.5, they mean what they say
-    cannot tell    the interval holds one of the two bounds, or there are under 20 prompts
+    cannot tell    the interval holds one of the two bounds, or 0 (no factor is right for a proxy
+                   that knows nothing), or there are under 20 prompts
     """
     low, high = CALIBRATED
     if prompts < FEWEST_PROMPTS or math.isnan(scale.value):
         return "cannot tell"
     if scale.low > high:
         return "squeezed"
-    if scale.high < low:
+    if 0 < scale.low and scale.high < low:
         return "overconfident"
     if scale.low >= low and scale.high <= high:
         return "calibrated"

@@ -64,7 +64,8 @@ def probe(
         found["model"] = Path(scorer.name).name
         noise = found["reward_noise"]
         found |= probes.explain_rewards(scorer, conversations, rewards, own, noise)
-        is_rounded = float(np.sqrt(np.square(rewards - own).mean())) > 0.3 * noise
+        difference = float(np.sqrt(np.square(rewards - own).mean()))
+        is_rounded = 0.3 * noise < difference < 3 * noise  # as rounding differs, not as models do
         by_file = is_rounded or bf16_share(rewards) == 1
         if found["scored_in"] == "float32" and by_file:
             found["scored_in"] = "bf16"  # a file of rewards computed in bf16
