@@ -147,6 +147,7 @@ class CheckpointWriter:
 
     def _publish(self, temporary: Path, final: Path) -> None:
         shutil.rmtree(final, ignore_errors=True)
+        fsync(temporary)  # the names of all ranks' files
         os.rename(temporary, final)
         fsync(final.parent)
         _open_checkpoint(final)  # readable: only now older ones may go
@@ -201,12 +202,14 @@ def _shard_name(shard: int, shards: int) -> str:
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """A file that appears under its name when all of it is on disk."""
+    """A file that appears under its name when all of it is on disk.
+
+    The last thing done is its name: from then on rank 0 may publish, and so rename, the folder.
+    """
     begun = path.with_suffix(".part")
     save_file(tensors, begun)
     fsync(begun)
     os.rename(begun, path)
-    fsync(path.parent)
 
 
 def checkpoints(folder: str) -> list[Path]:

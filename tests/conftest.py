@@ -108,9 +108,9 @@ def toy_model_folder(tmp_path_factory, toy_tokenizer) -> str:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def process():
-    return distributed.start("cpu")
+    return distributed.start("cpu")  # again in each module: a script that ran left its group
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -396,3 +397,17 @@ def test_save_minutes_saves_by_the_clock(train_to, killed_at, tmp_path):
     with killed_at(4):
         train_to("rm", "--save-minutes 0.0001")
     assert names(tmp_path / "rm") == ["step-00000003"]
+
+
+def test_rank_0_may_publish_as_soon_as_a_shard_has_its_name(tmp_path, monkeypatch):
+    """The folder is renamed in the very moment in which another rank's file appears in it."""
+    rename = os.rename
+
+    def rename_and_publish(source, target):
+        rename(source, target)
+        rename(tmp_path / "step-1.tmp", tmp_path / "step-1")
+
+    (tmp_path / "step-1.tmp").mkdir()
+    monkeypatch.setattr(checkpoint.os, "rename", rename_and_publish)
+    checkpoint._save_tensors({"w": torch.ones(2)}, tmp_path / "step-1.tmp" / "a.safetensors")
+    assert torch.equal(load_file(tmp_path / "step-1" / "a.safetensors")["w"], torch.ones(2))

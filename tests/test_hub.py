@@ -125,7 +125,7 @@ def test_a_model_never_brings_code_of_its_own(hub, toy_tokenizer, tmp_path):
     auto_map = {"AutoConfig": "code.Config", "AutoModel": "code.Config"}
     config = {"model_type": "odd", "auto_map": auto_map}
     (folder / "config.json").write_text(json.dumps(config))
-    message = "someone/odd: the model could not be loaded .The repository .* contai"
+    message = "someone/odd: the model could not be loaded .The repository "
     with pytest.raises(UserError, match=message):
         load_reward_model("someone/odd", seed=0)
     assert not (tmp_path / "ran").exists()

@@ -148,14 +148,14 @@ def wait(processes: list, seconds: float) -> bool:
 
 
 def check_success(processes: list, log: Path) -> None:
-    assert all(process.exitcode == 0 for process in processes), log.read_text()[-3000:]
+    assert all(process.exitcode == 0 for process in processes), log.read_text()[-9000:]
 
 
 def finish(script: str, argv: list[str], world_size: int, log: Path) -> float:
     """Run it to its end; the seconds it took."""
     began = time.perf_counter()
     processes = start(script, argv, world_size, log)
-    assert wait(processes, 300), log.read_text()[-3000:]
+    assert wait(processes, 300), log.read_text()[-9000:]
     check_success(processes, log)
     return time.perf_counter() - began
 
