@@ -110,14 +110,14 @@ def _wrapped(text: str) -> list[str]:
 # ---- each question -------------------------------------------------------------------------------
 
 SCALE_MEANS = {
-    "calibrated": "sigmoid(margin) is the share of pairs that gold ranks so, within a factor of "
-    f"{CALIBRATED[1]:g}: the margins are as wide as what it knows",
-    "squeezed": "its margins are narrower than what it knows: the order is better than they say "
+    "calibrated": "where it says sigmoid(margin) = 0.8, it is right in about 0.8 of the pairs: the "
+    f"factor that would fit best is between {CALIBRATED[0]:.2f} and {CALIBRATED[1]:g}",
+    "squeezed": "its margins are too narrow for how often it is right "
     "(evaluate.py calibrate multiplies the head)",
-    "overconfident": "its margins are wider than what it knows; the order is not affected "
-    "(evaluate.py calibrate multiplies the head)",
+    "overconfident": "its margins are too wide for how often it is right; the order is not "
+    "affected (evaluate.py calibrate multiplies the head)",
     "cannot tell": "the interval holds a bound of the calibrated range, "
-    f"{CALIBRATED[0]:.2f} to {CALIBRATED[1]:g}: compare more prompts",
+    f"{CALIBRATED[0]:.2f} to {CALIBRATED[1]:g}, or 0: compare more held-out prompts",
 }
 
 
@@ -137,13 +137,16 @@ LEARNING_MEANS = {
     "training, or labels that allow no more; the learning curve tells them apart "
     "(evaluate.py epochs)",
     "learned": "what it learned of its training pairs carries over to new prompts",
-    "cannot tell": "the intervals hold a bound: measure more pairs",
+    "cannot tell": "the interval of its training bits holds "
+    f"{LEARNED:g}, or that of the held-out bits holds half of the training bits, the bound of "
+    "memorised: compare more held-out prompts",
 }
 
 
 def _knowledge(n: dict, reasons: dict[str, str]) -> Answer:
     held_out = (
-        f"held out: {estimate(n, 'bits')} bits of 1 per pair, {n['right']:.1%} in gold's order"
+        f"held out: {estimate(n, 'bits')} bits of at most 1 per pair, "
+        f"{n['right']:.1%} in gold's order"
     )
     question = "How much does it know, and does that carry over to new prompts?"
     if n.get("train_bits") is None:
@@ -170,15 +173,17 @@ def _resolution(n: dict, reasons: dict[str, str]) -> Answer:
     if share > RESOLUTION:
         meaning = "their order depends on dtype and batch: score in float32"
         return Answer("resolution", question, "order lost", measured, meaning)
-    meaning = "a narrow spread alone does not hurt the order"
+    meaning = "their order does not depend on dtype and batch"
     return Answer("resolution", question, "fine", measured, meaning)
 
 
 def _for_rl(n: dict, reasons: dict[str, str]) -> Answer:
     question = "For RL: does it tell samples of one prompt apart?"
     if n.get("flat_share") is None:
-        why = reasons.get("flat_share", "label 4 or more samples per prompt of the policy")
-        return Answer("for RL", question, NOT_MEASURED, "", f"{why} (evaluate.py readiness)")
+        why = reasons.get(
+            "flat_share", "label.py on 4 or more samples of the policy per prompt, then"
+        )
+        return Answer("for RL", question, NOT_MEASURED, "", f"{why} evaluate.py readiness")
     measured = (
         f"std of scale * reward within a prompt {n['rl_std']:.2f}, "
         f"{n['flat_share']:.1%} of the prompts are flat"

@@ -210,7 +210,10 @@ def why_not_probed(level: str, texts, scorer, maker: str | None) -> list[dict]:
     elif not texts:
         why = "the texts of the responses are not known"
     elif scorer is None and maker is None:
-        why = "the rewards file names no model on this machine: pass the model (--models)"
+        why = (
+            "the rewards file names no model on this machine: "
+            "evaluate.py diagnose --models MODEL measures it"
+        )
     else:
         return []
     return [{"what": what, "why": why} for what in OF_THE_MODEL]

@@ -168,8 +168,12 @@ def calibration(name: str, found) -> str:
     rows = [
         ["factor that calibrates the margins", f"{factor.value:.4g}", _bounds(factor)],
         ["loss as the margins are", f"{before.value:.4f}", _bounds(before)],
-        ["loss at a factor of other prompts", f"{after.value:.4f}", _bounds(after)],
-        ["mean reward, times the factor", f"{found.offset:.4g}", "an offset: subtract it, or not"],
+        ["loss at the factor of the other half of prompts", f"{after.value:.4f}", _bounds(after)],
+        [
+            "mean reward, times the factor",
+            f"{found.offset:.4g}",
+            "free: subtracting it changes no margin",
+        ],
     ]
     return f"""{name}
 
