@@ -90,6 +90,7 @@ def drawn(run_sample, engine, monkeypatch):  # noqa: F811
     def drawn(backend: str, prompts: int, *flags, model: str):
         pairs = []
         settings = {"model": model, "backend": backend}
+        flags = [*flags, "--overwrite"]
         with monkeypatch.context() as patch:
             if backend == "vllm":
                 run_sample(1, *flags, **settings, target="warm.json")  # the engine is there now
