@@ -40,11 +40,11 @@ from rmood.checkpoint import (
 )
 from rmood.cli import opt, parse
 from rmood.diagnosis.curve import Curve, is_softened, learning_curve
+from rmood.diagnosis.measures import finite
 from rmood.diagnosis.rates import rates_around
 from rmood.distributed import Process
 from rmood.errors import UserError, is_main_process, run_script
 from rmood.evaluation import (
-    as_json,
     curve_lines,
     describe,
     held_out_files,
@@ -702,7 +702,7 @@ def evaluate(run: Run, state: State, epoch: int, end_of_epoch: bool, log: RunLog
         judge(run, state, next(iter(scored.values())))
     if not end_of_epoch and not state.stopped:
         parts = {part: numbers_of(run.held_out[part], both) for part, both in scored.items()}
-        log.write_parts(where, {part: as_json(numbers) for part, numbers in parts.items()})
+        log.write_parts(where, {part: finite(numbers) for part, numbers in parts.items()})
         for part, numbers in parts.items():
             run.process.print(f"step {state.step}, {part}: {describe(numbers)}")
         return
@@ -721,7 +721,7 @@ def evaluate(run: Run, state: State, epoch: int, end_of_epoch: bool, log: RunLog
     curve = learning_curve_of(run, state) if epoch == 1 and end_of_epoch else None
     if curve:
         parts["curve"] = curve.as_numbers()
-    recorded = {part: as_json(numbers) for part, numbers in parts.items()}
+    recorded = {part: finite(numbers) for part, numbers in parts.items()}
     log.write_parts(where, recorded)
     state.results[f"epoch {epoch}"] = recorded
     report(run, state, epoch, parts, curve)
@@ -796,7 +796,7 @@ def export(run: Run, state: State, below: str = "") -> None:
     facts = run.facts | {
         "results": state.results,
         "step": state.step,
-        "best": as_json(state.best),
+        "best": finite(state.best),
         "stopped": state.stopped,
         "finished": finished,
     }

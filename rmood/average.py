@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from safetensors import safe_open
 from .errors import UserError, run_script
 from .files.provenance import run_facts
 from .files.rows import check_writable, fsync, read_json
+from .files.tensors import read_header
 from .hub import model_folder
 from .progress import progress_bar
 
@@ -151,7 +151,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     """Name of each weight -> its shape."""
     shapes = {}
     for path in _weight_files(folder):
-        header, _ = _header(path)
+        header = read_header(path).tensors
         shapes |= {name: tensor["shape"] for name, tensor in header.items()}
     return shapes
 
@@ -180,22 +180,13 @@ def _run(folder: Path) -> dict:
 # ---- weights -------------------------------------------------------------------------------------
 
 
-def _header(path: Path) -> tuple[dict, int]:
-    """A safetensors file's table of tensors, and where its data begins."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header, 8 + length
-
-
 def _write_means(target: Path, folders: list[Path]) -> int:
     """Overwrite each tensor in the copied files of the first model by the mean of all."""
     with contextlib.ExitStack() as opened:
         sources = [_open_all(folder, opened) for folder in folders]
         count = 0
         for path in _weight_files(target):
-            header, begin = _header(path)
+            _, header, begin = read_header(path)
             with open(path, "r+b") as file:
                 for name, tensor in progress_bar(header.items(), desc=path.name, unit="tensor"):
                     file.seek(begin + tensor["data_offsets"][0])

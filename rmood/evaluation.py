@@ -98,19 +98,6 @@ def pair_numbers(rewards: np.ndarray, prompts: np.ndarray, gold: np.ndarray | No
     return lost | numbers | scale_numbers(rewards[:, 0] - rewards[:, 1], prompts[finite])
 
 
-def as_json(numbers: dict) -> dict:
-    """None in the place of a number that is not finite, which JSON cannot hold."""
-    safe = {}
-    for name, value in numbers.items():
-        is_bad = isinstance(value, float) and not math.isfinite(value)
-        safe[name] = None if is_bad else value
-    return safe
-
-
-def estimate(numbers: dict, name: str) -> Estimate:
-    return Estimate(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
-
-
 # ---- the best evaluation, and stopping early -----------------------------------------------------
 
 
@@ -118,7 +105,7 @@ def losses_for(metric: str, rewards: np.ndarray, prompts: np.ndarray) -> np.ndar
     """(P,) losses by which evaluations are compared; the lower the better.
 
     eval_loss: as the margins are. eval_bits: at their best scale, so that only knowledge counts.
-    A reward that is not finite counts as ln 2, no opinion.
+    A reward that is not finite counts as ln 2, that of equal rewards.
     """
     margin = np.nan_to_num(rewards[:, 0] - rewards[:, 1], nan=0.0, posinf=0.0, neginf=0.0)
     margin = margin.astype(np.float64)
@@ -179,10 +166,10 @@ def describe(numbers: dict) -> str:
         return f"none of {numbers['not_finite']} pairs has finite rewards"
     words = [
         f"{numbers['scale_pairs']:,} pairs",
-        f"right {short(estimate(numbers, 'right'), 3)}",
-        f"bits {short(estimate(numbers, 'bits'))}",
-        f"scale {short(estimate(numbers, 'scale'))}: {numbers['scale_word']}",
-        f"loss {short(estimate(numbers, 'loss'), 3)}",
+        f"right {short(Estimate.of(numbers, 'right'), 3)}",
+        f"bits {short(Estimate.of(numbers, 'bits'))}",
+        f"scale {short(Estimate.of(numbers, 'scale'))}: {numbers['scale_word']}",
+        f"loss {short(Estimate.of(numbers, 'loss'), 3)}",
         f"std within a pair {numbers['std_within']:.2f}",
     ]
     if "spread_ratio" in numbers:
@@ -226,7 +213,7 @@ def learned(parts: dict[str, dict]) -> str:
     train = parts.get("train", {})
     if not held_out or "scale" not in train:
         return ""
-    return learning_word(estimate(train, "bits"), estimate(held_out, "bits"))
+    return learning_word(Estimate.of(train, "bits"), Estimate.of(held_out, "bits"))
 
 
 def remarks(parts: dict[str, dict], is_last: bool, softened: str) -> list[str]:
@@ -241,14 +228,14 @@ def remarks(parts: dict[str, dict], is_last: bool, softened: str) -> list[str]:
     if held_out.get("right_high", 1.0) < 0.5 and held_out["scale_prompts"] >= FEWEST_PROMPTS:
         found.append(
             f"WARNING held-out pairs are ranked the other way: "
-            f"{short(estimate(held_out, 'right'))} are right: check which side is chosen with "
+            f"{short(Estimate.of(held_out, 'right'))} are right: check which side is chosen with "
             "evaluate.py validate"
         )
     if word == "memorised":
         found.append(
-            f"WARNING memorised: {short(estimate(train, 'bits'))} bits of its training pairs, "
-            f"{short(estimate(held_out, 'bits'))} of held-out pairs: fewer epochs, more pairs or a "
-            "lower rate; --keep-epochs and evaluate.py epochs say which epoch is best"
+            f"WARNING memorised: {short(Estimate.of(train, 'bits'))} bits of its training pairs, "
+            f"{short(Estimate.of(held_out, 'bits'))} of held-out pairs: fewer epochs, more pairs "
+            "or a lower rate; --keep-epochs and evaluate.py epochs say which epoch is best"
         )
     elif word:
         found.append(f"training pairs against held-out pairs: {word}")
@@ -257,20 +244,20 @@ def remarks(parts: dict[str, dict], is_last: bool, softened: str) -> list[str]:
     enough = train.get("scale_prompts", 0) >= FEWEST_PROMPTS
     if enough and train["bits_high"] < NOTHING:
         found.append(
-            f"WARNING learned next to nothing: {short(estimate(train, 'bits'))} bits of its own "
+            f"WARNING learned next to nothing: {short(Estimate.of(train, 'bits'))} bits of its own "
             "training pairs: train.py --rate-probe 6 tells a rate that is too low from one that is "
             "too high; evaluate.py inspect shows what the model reads"
         )
     scale = held_out.get("scale_word")
     if scale == "overconfident":
         found.append(
-            f"overconfident: its margins times {short(estimate(held_out, 'scale'))} would mean "
+            f"overconfident: its margins times {short(Estimate.of(held_out, 'scale'))} would mean "
             "what they say; the order is not touched: evaluate.py calibrate"
         )
     if scale == "squeezed":
         why = f", as {softened} ask for" if softened else ""
         found.append(
             f"squeezed{why}: it knows more than its margins say; times "
-            f"{short(estimate(held_out, 'scale'))} they would mean it: evaluate.py calibrate"
+            f"{short(Estimate.of(held_out, 'scale'))} they would mean it: evaluate.py calibrate"
         )
     return found

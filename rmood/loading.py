@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from . import attention  # noqa: F401  registers the attention "rmood" with transformers
 from .distributed import Process
 from .errors import UserError, one_line
+from .files.tensors import read_header
 from .hub import check_complete, model_folder
 from .lora import first_values
 from .model import RewardModel
@@ -163,16 +163,13 @@ def weights_fingerprint(name: str) -> str:
     digest = hashlib.sha256()
     with _named_errors(name):
         for path in _weight_files(model_folder(name)):
+            header = read_header(path)
+            digest.update(header.raw)
             with open(path, "rb") as file:
-                (size,) = struct.unpack("<Q", file.read(8))
-                header = file.read(size)
-                digest.update(header)
-                tensors = json.loads(header)
-                tensors.pop("__metadata__", None)
-                for tensor in tensors.values():
-                    start, end = tensor["data_offsets"]  # counted from the end of the header
+                for tensor in header.tensors.values():
+                    start, end = tensor["data_offsets"]
                     length = min(4096, end - start)
-                    file.seek(8 + size + (start + end - length) // 2)
+                    file.seek(header.begin + (start + end - length) // 2)
                     digest.update(file.read(length))
     return digest.hexdigest()
 

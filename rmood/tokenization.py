@@ -40,7 +40,8 @@ PIECE = 4096  # conversations tokenized at once, which takes a tokenizer 150 byt
 CACHED_FROM = 4096  # conversations; fewer are tokenized faster than a file is worth
 DATE = datetime.date(2024, 7, 26)  # which Llama's templates write where they cannot ask for today's
 DATE_CALL = re.compile(r"""strftime_now\(\s*(["'])([^"']*)\1\s*\)""")
-RESPONSE_MARK = "\u27e6response\u27e7"  # ⟦response⟧, to find where a template writes the response
+# ⟦response⟧, to find where a template writes the response
+RESPONSE_MARK = "\u27e6response\u27e7"
 
 
 # ---- the tokenizer and its template --------------------------------------------------------------

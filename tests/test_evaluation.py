@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from rmood.diagnosis.measures import finite
 from rmood.errors import UserError
 from rmood.evaluation import (
-    as_json,
     describe,
     held_out_files,
     losses_for,
@@ -81,7 +81,7 @@ def test_what_is_logged_is_json_that_any_program_reads():
     """All pairs right: the scale is infinite, which JSON does not have."""
     numbers = pair_numbers(rewards_of(np.linspace(0.5, 2, 50)), np.arange(50), None)
     assert numbers["scale"] == math.inf
-    text = json.dumps(as_json(numbers), allow_nan=False)
+    text = json.dumps(finite(numbers), allow_nan=False)
     assert json.loads(text)["scale"] is None
     assert json.loads(text)["bits"] == 1.0
     assert "scale over " in describe(numbers)

@@ -10,7 +10,17 @@ from conftest import REPOSITORY
 
 LAYERS = [
     ["errors", "schedule", "loss", "metrics", "model", "distributed", "progress"],
-    ["files.rows", "files.paths", "hub", "attention", "lora", "optim", "runlog", "diagnosis.scale"],
+    [
+        "files.rows",
+        "files.tensors",
+        "files.paths",
+        "hub",
+        "attention",
+        "lora",
+        "optim",
+        "runlog",
+        "diagnosis.scale",
+    ],
     ["files.tables", "files.provenance", "cli", "loading", "export", "generation"]
     + ["diagnosis.measures", "diagnosis.text", "diagnosis.calibrate"]
     + ["diagnosis.curve"],

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files.rows import fsync
+from ..files.tensors import read_header
 from .scale import Estimate, fit_scale, loss_at, mean, towards_gold
 
 HEAD = ("score.weight", "score.bias")
@@ -106,7 +106,7 @@ def write_calibrated(source: str, target: str, factor: float, facts: dict, overw
 
 def _file_of_head(folder: Path) -> Path:
     for path in sorted(folder.glob("*.safetensors")):
-        if HEAD[0] in _header(path)[0]:
+        if HEAD[0] in read_header(path).tensors:
             return path
     raise UserError(
         f"{folder}: no weight named {HEAD[0]} in its safetensors files: pass a folder of train.py, "
@@ -114,16 +114,9 @@ def _file_of_head(folder: Path) -> Path:
     )
 
 
-def _header(path: Path) -> tuple[dict, int]:
-    """A safetensors file's table of tensors, and where its data begins."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(length)), 8 + length
-
-
 def multiply_head(path: Path, factor: float) -> None:
     """Multiply the head's weights in a safetensors file, in place: nothing else of it is read."""
-    tensors, begin = _header(path)
+    _, tensors, begin = read_header(path)
     with open(path, "r+b") as file:
         for name in HEAD:
             if name not in tensors:

@@ -21,6 +21,7 @@ from ..files.provenance import content_of, same_entry
 from ..files.tables import Pair, read_pairs
 from .curve import Curve, answer, curve_of_run
 from .inputs import draw, read_metrics, read_run
+from .measures import finite
 from .run import as_scorer, gold_margins, score
 from .scale import Estimate, Z, mean
 from .text import aligned
@@ -230,9 +231,9 @@ def _prompts(pairs: list[Pair]) -> np.ndarray:
 
 
 def _numbers(rewards: np.ndarray, pairs: list[Pair]) -> dict:
-    from ..evaluation import as_json, pair_numbers
+    from ..evaluation import pair_numbers
 
-    return as_json(pair_numbers(rewards, _prompts(pairs), gold_margins(pairs)))
+    return finite(pair_numbers(rewards, _prompts(pairs), gold_margins(pairs)))
 
 
 def _losses(metric: str, rewards: np.ndarray, pairs: list[Pair]) -> np.ndarray:

@@ -11,12 +11,11 @@ Gold's size enters none of them. An answer that was not measured says why.
 import textwrap
 from dataclasses import dataclass
 
+from ..metrics import HEALTHY
 from .scale import CALIBRATED, FEWEST_PROMPTS, LEARNED
 from .text import estimate
 
 NOT_MEASURED = "not measured"
-# A pair whose margin is noise is right half the time: 5% of them cost at most 2.5 points of match.
-RESOLUTION = 0.05
 
 
 # What the answers are made of, by their names in docs/metrics.md.
@@ -170,7 +169,7 @@ def _resolution(n: dict, reasons: dict[str, str]) -> Answer:
     measured = f"{share:.1%} of the margins are under twice the noise of scoring"
     if n.get("score_noise") is not None:
         measured += f" ({n['score_noise']:.2g})"
-    if share > RESOLUTION:
+    if share not in HEALTHY["resolution"]:
         meaning = "their order depends on dtype and batch: score in float32"
         return Answer("resolution", question, "order lost", measured, meaning)
     meaning = "their order does not depend on dtype and batch"

@@ -309,10 +309,7 @@ def training_numbers(proxy: PathLike, gold: PathLike, held_out: dict) -> dict:
     rewards = read_rewards_for(proxy, gold, gold_rewards)
     found = finite(scale_numbers(*towards_gold(rewards, gold_rewards)))
     numbers = {f"train_{name}": value for name, value in found.items()}
-    bits = [
-        Estimate(known["bits"], known["bits_low"], known["bits_high"])
-        for known in (found, held_out)
-    ]
+    bits = [Estimate.of(known, "bits") for known in (found, held_out)]
     return numbers | {"learning_word": learning_word(*bits)}
 
 

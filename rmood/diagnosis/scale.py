@@ -46,6 +46,11 @@ class Estimate:
     def __str__(self) -> str:
         return f"{self.value:.2f} (95%: {self.low:.2f} to {self.high:.2f})"
 
+    @classmethod
+    def of(cls, numbers: dict, name: str) -> "Estimate":
+        """What as_numbers wrote."""
+        return cls(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
+
     def as_numbers(self, name: str) -> dict[str, float]:
         """{name, name_low, name_high}"""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}

@@ -103,7 +103,7 @@ def probe(
         found["learning_word"] = "cannot tell"
         if min(found["train_prompts"], held_out["scale_prompts"]) >= FEWEST_PROMPTS:
             found["learning_word"] = learning_word(
-                estimate(found, "train_bits"), estimate(held_out, "bits")
+                Estimate.of(found, "train_bits"), Estimate.of(held_out, "bits")
             )
 
     start, why = start_folder(run)
@@ -273,10 +273,6 @@ def _recorded_train(run: dict) -> dict:
     if not results or epochs_begun != len(results):
         return {}
     return results[-1].get("train", {})
-
-
-def estimate(numbers: dict, name: str) -> Estimate:
-    return Estimate(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
 
 
 # ---- templates, and where training began ---------------------------------------------------------
