@@ -206,8 +206,7 @@ def run_match(cfg: Match) -> tuple[int, dict]:
     A model (--model-name) is scored first; finished rewards (--rewards-path) are compared as they
     are. The reference expects a match of {match}; chance is 0.5. Scale 1 is calibrated.
     Exit status: 0 measured, 1 below --min-match, 2 bad input."""
-    rewards_paths = [cfg.rewards_path] if cfg.rewards_path else []
-    models = [] if cfg.rewards_path else [cfg.model_name]
+    rewards_paths, models = one_proxy(cfg)
     settings = options(cfg, "gold_kind", *SCORING)
     [found] = diagnose_all(cfg, rewards_paths, models, probes=False, **settings)
     say(f"{found.name} against gold ({cfg.gold_path})\n\n{text.comparison(found.numbers)}")
@@ -222,8 +221,7 @@ def run_scale(cfg: Scale) -> tuple[int, dict]:
     Gold's size is not used, only its sign. With the model, or with --train-rewards-path, also what
     the proxy knows of its training pairs: under-learned, memorised or learned.
     Exit status: 0 measured, 2 bad input."""
-    rewards_paths = [cfg.rewards_path] if cfg.rewards_path else []
-    models = [] if cfg.rewards_path else [cfg.model_name]
+    rewards_paths, models = one_proxy(cfg)
     settings = options(cfg, "gold_kind", "num_samples", "seed", *SCORING)
     [found] = diagnose_all(cfg, rewards_paths, models, probes="quick", **settings)
     numbers = found.numbers
@@ -400,6 +398,8 @@ def run_bench(cfg: Bench) -> tuple[int, dict]:
     Exit status: 0 measured, 2 bad input."""
     if not cfg.bench_path:
         raise UserError("evaluate.py bench: no benchmark: pass --bench-path, its file or folder")
+    rewards_paths, models = one_proxy(cfg)
+    [ours] = rewards_paths or models
     read = benchmarks.read_benchmark(cfg.bench_path, cfg.bench)
     say(f"{cfg.bench_path}\n{read.describe()}")
     if cfg.write_texts:
@@ -408,7 +408,6 @@ def run_bench(cfg: Bench) -> tuple[int, dict]:
         return 0, {"benchmark": read.name, "prompts": prompts, "responses": responses}
     if cfg.target_path:
         benchmarks.check_absent(cfg.target_path)
-    ours = cfg.rewards_path or cfg.model_name
     names = [run.default_name(name) for name in (ours, cfg.against) if name]
     rewards = bench_rewards(cfg, ours, read)
     if cfg.target_path and is_main_process():
@@ -473,6 +472,15 @@ def diagnose_all(cfg: Match | Diagnose, rewards_paths: list[str], models: list[s
     texts = find_texts(cfg.gold_path, rewards_paths, paths, default, needed=bool(models))
     found = [find_model(model, cfg.dataset) for model in models]
     return run.diagnose_all(rewards_paths, found, cfg.gold_path, texts, **settings)
+
+
+def one_proxy(cfg: Match | Bench) -> tuple[list[str], list[str]]:
+    """(finished rewards, models), of which there is one in all."""
+    if not cfg.rewards_path:
+        return [], [cfg.model_name]
+    if cfg.model_name != dataset_paths(cfg.dataset)["proxy"]:
+        raise UserError("evaluate.py: --rewards-path and --model-name: give one of them")
+    return [cfg.rewards_path], []
 
 
 def options(cfg, *names: str) -> dict:

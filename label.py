@@ -82,7 +82,7 @@ class Config:
     allow_mismatch: bool = opt(False, "use files that by their run files do not belong together")
     batch_size: int = opt(256, "maximum number of prompts in one forward pass (in train.py it is pairs per optimizer step)", group="scoring", at_least=1)
     tokens_per_pass: int = opt(16384, "maximum number of tokens in one forward pass; lower it when memory runs out", at_least=16)
-    max_length: int = opt(2048, "maximum number of tokens of a conversation; a longer response is cut at its end, never the template's closing tokens", at_least=8)
+    max_length: int = opt(2048, "maximum number of tokens of a conversation; a longer response is cut at its end, never the template's closing tokens; a server (--url) has a limit of its own", at_least=8)
     dtype: str = opt("auto", "dtype of the backbone, auto: bf16 on CUDA, float32 on a CPU; the head is always float32", choices=list(DTYPES))
     chat_template: str = opt("", "file with a chat template (Jinja), for a tokenizer that has none")
     template_kwargs: str = opt("", "JSON of variables that the chat template reads, such as '{\"enable_thinking\": false}'")
@@ -165,8 +165,12 @@ def main() -> int:
 
 
 def check_settings(cfg: Config) -> None:
-    if bool(cfg.text) != bool(cfg.response):
-        raise UserError("label.py: --text and --response belong together: give both")
+    if cfg.text and not cfg.response:
+        raise UserError("label.py: --text without --response: give the responses to score, too")
+    if cfg.response and not cfg.text:
+        raise UserError(
+            "label.py: --response without --text, or with an empty one: give the user's message"
+        )
     if cfg.text and cfg.stdin:
         raise UserError("label.py: --text and --stdin: give one of them")
     needs_one_process = cfg.url or cfg.text or cfg.stdin
@@ -284,7 +288,7 @@ def describe_first(cfg: Config, scorer: Scorer | RemoteScorer, conversation: Con
     if isinstance(scorer, Scorer):
         return (
             f"the first conversation, as {cfg.model_name} reads it:\n"
-            f"{show_row(conversation, scorer.tokenizer)}"
+            f"{show_row(conversation, scorer.tokenizer, scorer.max_length)}"
         )
     says = scorer.model or "a model without a name"
     if scorer.version:

@@ -43,7 +43,7 @@ from rmood.diagnosis.curve import Curve, is_softened, learning_curve
 from rmood.diagnosis.measures import finite
 from rmood.diagnosis.rates import rates_around
 from rmood.distributed import Process
-from rmood.errors import UserError, is_main_process, run_script
+from rmood.errors import NothingKept, UserError, is_main_process, run_script
 from rmood.evaluation import (
     curve_lines,
     describe,
@@ -531,7 +531,10 @@ def probe(run: Run) -> int:
         f"rate probe: {len(rates)} rates from {rates[0]:g} to {rates[-1]:g}, {steps} steps each "
         f"(an epoch has {run.epoch_steps}), as much work as {len(rates) * steps} steps of training"
     )
-    tried = probe_rates(run.model, run.optimizer, run.data, process, cfg, rates=rates, steps=steps)
+    try:
+        tried = probe_rates(run.model, run.optimizer, run.data, process, cfg, rates, steps)
+    except KeyboardInterrupt as interrupt:
+        raise NothingKept(*interrupt.args)
     if process.is_main:
         planned_sum = sum(run.rate(step) for step in range(1, run.total_steps + 1))
         words, picture = write_report(cfg.output_dir, tried, cfg, planned_sum)

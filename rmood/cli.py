@@ -130,7 +130,8 @@ def parse(config_class, description: str, argv: list[str] | None = None, prog: s
 
     values, unknown = parser.parse_known_args(argv)
     if values.config:
-        settings = _flags_of_run_file(values.config, types)
+        given = {word.partition("=")[0] for word in argv if word.startswith("--")}
+        settings = _flags_of_run_file(values.config, types, given)
         values, unknown = parser.parse_known_args(settings + argv)  # the last of two flags counts
     del values.config
     if unknown:
@@ -171,10 +172,11 @@ def _unknown_argument(parser: argparse.ArgumentParser, word: str) -> str:
     return f"{parser.prog}: unknown argument {word}: {advice}"
 
 
-def _flags_of_run_file(path: str, known: dict) -> list[str]:
+def _flags_of_run_file(path: str, known: dict, given: set[str]) -> list[str]:
     """The flags that repeat the run of a run file, or that set what a file of plain settings holds.
 
-    known: the names of this script's settings.
+    known: the names of this script's settings. given: the flags of the command line, whose lists
+    replace those of the file.
     """
     run = read_json(path)
     settings = run.get("config", run) if isinstance(run, dict) else None
@@ -193,7 +195,7 @@ def _flags_of_run_file(path: str, known: dict) -> list[str]:
             flags.append(flag if value else flag.replace("--", "--no-", 1))
         elif not isinstance(value, list):
             flags.append(f"{flag}={value}")
-        elif value:  # an empty list has no flag: it is the default of every list
+        elif value and flag not in given:  # an empty list has no flag: it is every list's default
             flags += [flag, *map(str, value)]
     return flags
 
@@ -277,7 +279,8 @@ def _how_to_read(field, kind) -> dict:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(kind) is list:
         (item,) = typing.get_args(kind)
-        return {"type": item, "nargs": "+", "metavar": field.name.upper()}
+        # --mix A B and --mix A --mix B mean the same
+        return {"type": item, "nargs": "+", "action": "extend", "metavar": field.name.upper()}
     choices = field.metadata["choices"]
     if choices:
         return {"type": kind, "choices": choices}

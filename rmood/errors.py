@@ -16,6 +16,13 @@ class UserError(ValueError):
     """
 
 
+class NothingKept(KeyboardInterrupt):
+    """An interruption of work that leaves nothing behind, in a script that otherwise does.
+
+    args: the signal's number, where it is known.
+    """
+
+
 def one_line(error: Exception, limit: int = 160) -> str:
     """The beginning of an error's text on one line, to be quoted in an error message."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -55,9 +62,9 @@ def _outcome(main, go_on: str, keeps: bool) -> tuple[int, str, bool]:
     except KeyboardInterrupt as interrupt:
         # _raise_interrupt gives its signal's number; Python's own handler of SIGINT gives none
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        command = _command_to_continue(go_on)
+        command = _command_to_continue("" if isinstance(interrupt, NothingKept) else go_on)
         message = f"\ninterrupted: finished work is kept; continue with: {command}"
-        if not keeps:
+        if not keeps or isinstance(interrupt, NothingKept):
             message = f"\ninterrupted: nothing was written; begin again with: {command}"
         return 128 + number, message, False
     except BrokenPipeError:  # the reader of stdout has gone, as in `evaluate.py match | head`

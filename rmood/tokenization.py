@@ -553,8 +553,13 @@ def common_prefix(rows: list[Sequence[int]]) -> int:
     return limit
 
 
-def show_row(messages: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The rendered text with the scored token in ⟦ ⟧, and what was scored in words."""
+def show_row(
+    messages: Conversation, tokenizer: PreTrainedTokenizerBase, max_length: int = 0
+) -> str:
+    """The rendered text with the scored token in ⟦ ⟧, and what was scored in words.
+
+    max_length: what it is cut to before it is scored, in tokens; 0: it is not cut.
+    """
     text = render(messages, tokenizer)
     ids = encode([text], tokenizer)[0]
     position = scored_position(ids)
@@ -564,7 +569,8 @@ def show_row(messages: Conversation, tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         before = tokenizer.decode(ids[:position])
     visible = token.replace("\n", "\\n")
+    cut = f", cut to {max_length} before it is scored" if 0 < max_length < len(ids) else ""
     return (
         f"{before}⟦{visible}⟧\n"
-        f"({len(ids)} tokens; the scored token is the last: id {ids[position]}, {visible!r})"
+        f"({len(ids)} tokens{cut}; the scored token is the last: id {ids[position]}, {token!r})"
     )

@@ -40,6 +40,7 @@ def test_flags_are_read_with_either_sign():
     assert given("--data-path", "a_b").data_path == "a_b"
     assert given("--data_path=a_b").data_path == "a_b"
     assert given("--models", "a", "b").models == ["a", "b"]
+    assert given("--models", "a", "--models", "b").models == ["a", "b"]
     assert given("--overwrite").overwrite
     assert not given("--no-overwrite").overwrite
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from rmood.errors import UserError, is_main_process, one_line, run_script
+from rmood.errors import NothingKept, UserError, is_main_process, one_line, run_script
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,15 @@ def test_a_script_that_keeps_nothing_does_not_promise_it(run):
     _, said = run(raises(KeyboardInterrupt()), argv=("evaluate.py", "diagnose"), keeps=False)
     assert said == (
         "\ninterrupted: nothing was written; begin again with: python evaluate.py diagnose\n"
+    )
+
+
+def test_work_that_keeps_nothing_says_so_in_a_script_that_otherwise_does(run):
+    argv = ("train.py", "--rate-probe", "6")
+    status, said = run(raises(NothingKept(signal.SIGTERM)), argv=argv, go_on="--resume auto")
+    assert status == 143
+    assert said == (
+        "\ninterrupted: nothing was written; begin again with: python train.py --rate-probe 6\n"
     )
 
 

@@ -144,6 +144,12 @@ def test_rewards_that_do_not_belong_to_gold_are_refused(finished, home, rewards,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("command", ["match", "scale", "bench --bench-path x.json"])
+def test_finished_rewards_and_a_model_are_not_both_taken(home, command):
+    with pytest.raises(UserError, match="--rewards-path and --model-name: give one"):
+        main(f"{command} --rewards-path proxy.json --model-name models/other")
+
+
 def test_a_nan_in_gold_is_refused_with_its_row(finished, home):
     (home / "gold.json").write_text("[[1, 2], [1, 2], [NaN, 2]]")
     with pytest.raises(UserError, match="row 2 has the reward nan"):

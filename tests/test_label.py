@@ -412,8 +412,9 @@ def test_a_line_that_cannot_be_scored_is_named(line, words):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--text", "a"], "--text and --response belong together"),
-        (["--response", "a"], "--text and --response belong together"),
+        (["--text", "a"], "--text without --response"),
+        (["--response", "a"], "--response without --text, or with an empty one"),
+        (["--text", "", "--response", "a"], "--response without --text, or with an empty one"),
         (["--text", "a", "--response", "b", "--stdin"], "give one of them"),
         (["--send", "text"], "--send is for a server"),
     ],

@@ -310,12 +310,15 @@ def summary(evidence: Evidence, pairs: Sequence[Pair], count: int, shown: int = 
     kinds = []
     if evidence.running is not None:
         epochs = min(EPOCHS, len(evidence.epochs))
-        kinds.append(f"running margins of {epochs} epoch{'s' if epochs > 1 else ''}")
+        kinds.append(
+            f"running margin (before the pair's updates, in standard deviations; mean over "
+            f"{epochs} epoch{'s' if epochs > 1 else ''})"
+        )
     if evidence.left_out is not None:
-        kinds.append("left-out margin")
+        kinds.append("left-out margin (by a head fitted on all other pairs)")
     if evidence.influence is not None:
         kinds.append("influence on the held-out pairs")
-    rows = [["rank", "where", "running", "left out", "its chosen response"]]
+    rows = [["rank", "where", "running margin", "left-out margin", "its chosen response"]]
     for row in listed(evidence, pairs, min(shown, count)):
         running = "-"
         if "running_margins" in row:
@@ -326,8 +329,11 @@ def summary(evidence: Evidence, pairs: Sequence[Pair], count: int, shown: int = 
         rows.append([*cells, text if len(text) <= 48 else f"{text[:48]}..."])
     against = int(evidence.against().sum())
     note = f"{evidence.note}\n" if evidence.note else ""
+    measures = "".join(f"\n  {kind}" for kind in kinds)
+    every = "both are" if len(kinds) == 2 else "every one is" if len(kinds) > 2 else "it is"
     return (
-        f"{note}ranked by {', '.join(kinds)}\n"
-        f"all of it is against {against:,} of {len(pairs):,} pairs ({against / len(pairs):.1%}); "
-        f"the {count:,} most suspect are taken\n\n{aligned(rows)}"
+        f"{note}ranked by the mean of the ranks in{measures}\n"
+        f"{every} negative, the label looks wrong, in {against:,} of {len(pairs):,} pairs "
+        f"({against / len(pairs):.1%}); the list has the {count:,} most suspect\n\n"
+        f"{aligned(rows)}"
     )

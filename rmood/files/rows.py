@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import UserError, one_line
+from .paths import no_such_file
 
 PIECE = 1 << 20  # bytes or characters read at a time
 BATCH = 1024  # rows of a parquet or arrow file that are Python objects at a time
@@ -260,7 +261,7 @@ def _opened(path: str):
             is_gzip = file.peek(2).startswith(b"\x1f\x8b")
             yield gzip.open(file) if is_gzip else file
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file: check the path, or run the script that writes it")
+        raise no_such_file(path)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise UserError(f"{path}: the gzip file is cut short or damaged: fetch it again")
     except OSError as error:
