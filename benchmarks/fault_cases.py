@@ -60,10 +60,10 @@ NAMES = {
     "rescaled": ("rewards_rescaled",),
     "squashed": ("rewards_squashed",),
     "mixed": ("rewards_mixed",),
-    "position": ("rewards_offset_by_position", "position_bias"),
+    "position": ("rewards_offset_by_position", "position_bias", "gold_depends_on_position"),
     # of gold and the responses
     "gold saturated": ("gold_saturated",),
-    "gold tied": ("gold_nearly_constant",),
+    "gold tied": ("gold_nearly_constant", "identical_responses"),
     "gold is the proxy": ("gold_is_proxy",),
     "length": ("goes_by_length", "gold_is_length"),
     "responses cut": ("truncated_responses",),

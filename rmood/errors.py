@@ -1,10 +1,12 @@
 """Errors for the user, and the exit statuses of the scripts."""
 
+import difflib
 import errno
 import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -27,6 +29,18 @@ def one_line(error: Exception, limit: int = 160) -> str:
     """The beginning of an error's text on one line, to be quoted in an error message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+def no_such_file(path: str) -> UserError:
+    """Of a path where nothing is: with the name nearest to the file or folder that is missing."""
+    missing = Path(path)
+    while not missing.parent.exists():
+        missing = missing.parent
+    near = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=1)
+    if near:
+        meant = f"did you mean {missing.parent / near[0]}?"
+        return UserError(f"{path}: no such file: {meant} Else run the script that writes it")
+    return UserError(f"{path}: no such file: check the path, or run the script that writes it")
 
 
 def is_main_process() -> bool:

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from rmood.errors import NothingKept, UserError, is_main_process, one_line, run_script
+from rmood.errors import NothingKept, UserError, is_main_process, no_such_file, one_line, run_script
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,15 @@ def test_bad_input_is_one_line_and_status_2_from_the_main_process_alone(run):
     assert run(main) == (2, "a.json: no such file: check the path\n")
     assert run(main, rank="0") == (2, "a.json: no such file: check the path\n")
     assert run(main, rank="1") == (2, "")
+
+
+def test_a_misspelt_folder_is_answered_by_the_name_that_is_meant(tmp_path):
+    (tmp_path / "toy" / "rm").mkdir(parents=True)
+    said = str(no_such_file(f"{tmp_path}/tooy/rm/rm_prompts.json"))
+    assert f"did you mean {tmp_path}/toy?" in said
+    said = str(no_such_file(f"{tmp_path}/toy/rms/rm_prompts.json"))
+    assert f"did you mean {tmp_path}/toy/rm?" in said
+    assert "check the path" in str(no_such_file(f"{tmp_path}/other/rm.json"))
 
 
 def test_an_interruption_says_how_to_continue(run):

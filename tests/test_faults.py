@@ -58,6 +58,8 @@ HEALTHY_MODEL = {
     "proxy_at_ends": 0.001,
     "proxy_at_ends_low": 0.0002,
     "gold_first": 0.5,
+    "gold_first_size_low": 0.0,
+    "sampled_here": 1.0,
     "position_bias": 0.01,
     "position_bias_size_low": 0.0,
     "proxy_length_correlation": 0.3,
@@ -70,6 +72,8 @@ HEALTHY_MODEL = {
     "against_length_low": 0.7,
     "against_length_high": 0.8,
     "twins": 40,
+    "twin_share": 0.04,
+    "twin_share_low": 0.03,
     "twin_gap": 0.0,
     # its training pairs, scored after training
     "train_prompts": 200,
@@ -296,6 +300,18 @@ CASES = [
         {"gold_tie_share_low": 0.297, "gold_kind": "rating"},
     ),
     (
+        "identical_responses",
+        "warning",
+        {"twin_share": 0.55, "twin_share_low": 0.505},
+        {"twin_share_low": 0.495},
+    ),
+    (
+        "gold_nearly_constant",
+        "warning",
+        {"gold_tie_share": 0.55, "gold_tie_share_low": 0.505, "gold_kind": "rating"},
+        {"gold_tie_share_low": 0.495, "gold_kind": "probability"},
+    ),
+    (
         "gold_nearly_constant",
         "note",
         {"gold_tie_share": 0.35, "gold_tie_share_low": 0.303, "gold_kind": "rating"},
@@ -314,6 +330,12 @@ CASES = [
         {"gold_unsure": 0.0355, "gold_kind_said": 1.0},
     ),
     ("gold_saturated", "warning", {"gold_at_ends_low": 0.102}, {"gold_at_ends_low": 0.098}),
+    (
+        "gold_depends_on_position",
+        "error",
+        {"gold_first": 0.6, "gold_first_size_low": 0.051, "sampled_here": 1.0},
+        {"gold_first_size_low": 0.049, "sampled_here": WITHOUT},
+    ),
     ("gold_is_length", "warning", {"length_match_low": 0.91}, {"length_match_low": 0.89}),
     # the run
     ("backbone_frozen", "error", {"backbone_moved": 0.95e-12}, {"backbone_moved": 1.05e-12}),

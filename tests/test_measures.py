@@ -322,7 +322,19 @@ def test_a_proxy_that_prefers_a_place_is_right_more_often_there():
     assert found["position_bias"] == 0.5
     assert 0.45 < found["position_bias_size_low"] < 0.5
     assert position_numbers(gold, gold)["position_bias_size_low"] == 0
-    assert position_numbers(always_first, np.ones_like(gold)) == {"gold_first": 1.0}
+    of_one_side = position_numbers(always_first, np.ones_like(gold))
+    assert of_one_side["gold_first"] == 1.0 and "position_bias" not in of_one_side
+
+
+def test_a_gold_that_adds_to_one_place_is_far_from_half():
+    """Standard normal margins plus 1: the first is better in Phi(1) = 0.841 of the pairs."""
+    margins = np.random.default_rng(0).normal(size=(2000, 1))
+    shifted = position_numbers(margins, margins + 1)
+    assert shifted["gold_first"] == pytest.approx(0.841, abs=0.02)
+    assert 0.30 < shifted["gold_first_size_low"] < shifted["gold_first"] - 0.5
+    other = position_numbers(margins, margins - 1)
+    assert other["gold_first_size_low"] == pytest.approx(shifted["gold_first_size_low"], abs=0.04)
+    assert position_numbers(margins, margins)["gold_first_size_low"] == 0
 
 
 def test_what_length_points_away_from():
@@ -342,10 +354,13 @@ def test_what_length_points_away_from():
 def test_identical_responses_must_get_one_reward():
     """A margin of -1 between identical responses, over the root mean square of -1 and -3."""
     texts = [["a", "a"], ["b", "c"]]
-    assert twin_gap(rewards([1, 1], [0, 3]), texts) == {"twins": 1, "twin_gap": 0}
+    found = twin_gap(rewards([1, 1], [0, 3]), texts)
+    assert (found["twins"], found["twin_share"], found["twin_gap"]) == (1, 0.5, 0)
+    assert 0 < found["twin_share_low"] < 0.5
     gap = twin_gap(rewards([1, 2], [0, 3]), texts)["twin_gap"]
     assert gap == pytest.approx(1 / math.sqrt(5))
-    assert twin_gap(rewards([1, 2], [0, 3]), [["a", "b"], ["b", "c"]]) == {"twins": 0}
+    none = twin_gap(rewards([1, 2], [0, 3]), [["a", "b"], ["b", "c"]])
+    assert none["twins"] == none["twin_share"] == 0 and "twin_gap" not in none
 
 
 def test_what_rounding_hides():

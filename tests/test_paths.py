@@ -4,7 +4,7 @@ import pytest
 from conftest import REPOSITORY
 
 from rmood.errors import UserError
-from rmood.files.paths import dataset_paths, home_folder, no_such_file
+from rmood.files.paths import dataset_paths, home_folder
 
 
 def test_everything_of_a_dataset_is_below_its_home(monkeypatch, tmp_path):
@@ -43,12 +43,3 @@ def test_a_home_that_does_not_exist_is_named(monkeypatch):
     monkeypatch.setenv("RMOOD_HOME", "/nowhere/at-all")
     with pytest.raises(UserError, match="RMOOD_HOME=/nowhere/at-all: no such folder"):
         dataset_paths("toy")
-
-
-def test_a_misspelt_folder_is_answered_by_the_name_that_is_meant(tmp_path):
-    (tmp_path / "toy" / "rm").mkdir(parents=True)
-    said = str(no_such_file(f"{tmp_path}/tooy/rm/rm_prompts.json"))
-    assert f"did you mean {tmp_path}/toy?" in said
-    said = str(no_such_file(f"{tmp_path}/toy/rms/rm_prompts.json"))
-    assert f"did you mean {tmp_path}/toy/rm?" in said
-    assert "check the path" in str(no_such_file(f"{tmp_path}/other/rm.json"))

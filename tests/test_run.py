@@ -11,6 +11,7 @@ from conftest import REPOSITORY, make_pairs, make_prompt
 from transformers import AutoModelForSequenceClassification
 
 from rmood.diagnosis import run
+from rmood.diagnosis.trained import sampling_template
 from rmood.errors import UserError
 from rmood.files.rows import write_json, write_jsonl
 from rmood.files.tables import join_conversations, read_pairs
@@ -382,3 +383,36 @@ def test_a_reward_that_is_not_finite_is_refused_with_its_row(scorer, monkeypatch
     monkeypatch.setattr(type(scorer), "score", lambda *args, **options: rewards.tolist())
     with pytest.raises(UserError, match="the reward of row 2 is not finite: try --dtype float32"):
         run.score(scorer, join_conversations(PROMPTS, RESPONSES))
+
+
+def test_the_run_file_of_the_responses_is_read_for_every_proxy(tmp_path):
+    """Also where several proxies share one reading of the texts."""
+    rows = [{"messages": prompt} for prompt in PROMPTS]
+    prompts = write(tmp_path / "prompts.json", rows)
+    texts = [{"response_1": one, "response_2": other} for one, other in RESPONSES]
+    responses = write(tmp_path / "sft.json", texts)
+    sampled = {"command": ["/somewhere/sample.py"], "config": {}, "truncated_share": 0.25}
+    write(tmp_path / "sft.json.run.json", sampled)
+    gold = write(tmp_path / "gold.json", GOLD.tolist())
+    proxies = [write(tmp_path / f"{name}.json", (GOLD / 2).tolist()) for name in "ab"]
+    for found in run.diagnose_all(proxies, [], gold, (prompts, responses)):
+        assert found.numbers["test_truncated_share"] == 0.25
+        assert found.numbers["sampled_here"] == 1.0
+        assert "truncated_responses" in [finding["id"] for finding in found.findings]
+    [found] = run.diagnose_all(proxies[:1], [], gold, (PROMPTS, RESPONSES))
+    assert "sampled_here" not in found.numbers
+
+
+def test_test_responses_that_were_sampled_by_another_template_are_found():
+    trained = {"config": {"model_name": "models/sft"}}
+    of_training = trained | {"rendered_sha256": "a" * 64}
+    of_test = trained | {"rendered_sha256": "b" * 64}
+    stages = {"scoring": {"rendered_sha256": "a" * 64}}
+    same = sampling_template([of_training, of_training], trained, stages)
+    assert same == {"sampling_template_differs": 0.0}
+    other = sampling_template([of_training, of_test], trained, stages)
+    assert other["sampling_template_differs"] == 1.0
+    assert "sampling bbbbbbbb, scoring aaaaaaaa" in other["template_words"]
+    # another model's responses have its own template, rightly; and {} is no run file
+    of_another = {"config": {"model_name": "models/other"}, "rendered_sha256": "c" * 64}
+    assert sampling_template([of_another, {}], trained, stages) == {}

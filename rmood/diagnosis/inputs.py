@@ -202,10 +202,24 @@ def _input_of(path: str, role: str) -> dict:
     return run.get("inputs", {}).get(role, {})
 
 
-def truncated_share(responses) -> float | None:
-    """Share of the responses in a file that end at --max-tokens, by its run file; else None."""
-    run = read_run_file(str(responses)) if is_path(responses) else None
-    return (run or {}).get("truncated_share")
+def run_of_responses(responses) -> dict:
+    """The run file of a file of responses; {} for lists, or where there is none."""
+    return read_run_file(str(responses)) or {} if is_path(responses) else {}
+
+
+def sampling_numbers(sampled: dict) -> dict:
+    """What the run file of the test responses says of how they were sampled.
+
+    sampled_here           1: sample.py made them, so their places in a row mean nothing
+    test_truncated_share   share of them that end at --max-tokens
+    """
+    numbers = {}
+    if "truncated_share" in sampled:
+        numbers["test_truncated_share"] = sampled["truncated_share"]
+    command = sampled.get("command") or [""]
+    if Path(command[0]).name == "sample.py":
+        numbers["sampled_here"] = 1.0
+    return numbers
 
 
 def maker_of(rewards) -> str | None:

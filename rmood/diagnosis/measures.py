@@ -316,6 +316,7 @@ def position_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
     """(P, M) margins -> is the proxy right more often where the response written first is better?
 
     gold_first           share of the compared pairs in which gold prefers the one written first
+    gold_first_size_low  the lower bound of its distance from 1/2, 0 where its interval holds 1/2
     position_bias        half of: match where it does, minus match where it prefers the other; 0.1
                          is 0.9 against 0.7. Absent where gold prefers one side only (files that
                          write the chosen response first)
@@ -324,7 +325,9 @@ def position_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
     compared, prompt = compared_pairs(gold)
     right = (np.sign(proxy[compared] * gold[compared]) + 1) / 2
     first = gold[compared] > 0
-    numbers = {"gold_first": float(first.mean())}
+    of_gold = share(first.astype(float), prompt)
+    low = max(0.0, of_gold.low - 0.5, 0.5 - of_gold.high)
+    numbers = {"gold_first": of_gold.value, "gold_first_size_low": low}
     if first.all() or not first.any():
         return numbers
     on_first = share(right[first], prompt[first])
@@ -430,13 +433,15 @@ def agreement_too_good(proxy: np.ndarray, gold: np.ndarray) -> dict:
 def twin_gap(proxy: np.ndarray, responses: list[list[str]]) -> dict:
     """(P, K) rewards and texts -> do identical responses to one prompt get identical rewards?
 
-    twins      number of pairs of identical responses
+    twins      number of pairs of identical responses; twin_share, twin_share_low: of all pairs
     twin_gap   root mean square of their margins over that of all margins: above 0 with dropout, or
                where rewards and responses are in different order; absent without twins
     """
     margins = within_prompt_margins(proxy)
     same = identical_responses(responses)
+    of_all = share(same.ravel().astype(float), np.arange(len(same)).repeat(same.shape[1]))
     numbers = {"twins": int(same.sum())}
+    numbers |= {"twin_share": of_all.value, "twin_share_low": of_all.low}
     if same.any() and margins.any():
         numbers["twin_gap"] = float(std_within(margins[same]) / std_within(margins))
     return numbers

@@ -36,8 +36,9 @@ from .inputs import (
     read_run,
     read_texts,
     run_numbers,
+    run_of_responses,
+    sampling_numbers,
     texts_in,
-    truncated_share,
 )
 from .measures import (
     compare,
@@ -121,6 +122,7 @@ def diagnose(
     num_samples: int = 200,
     seed: int = 0,
     gold_kind: str = "auto",
+    sampled: dict | None = None,
     **scoring,
 ) -> Diagnosis:
     """How far do the proxy's rewards agree with gold's, and what went wrong?
@@ -137,6 +139,7 @@ def diagnose(
     pairs: training pairs for the probes; by default the file that the model's run.json names.
     num_samples, seed: how many of them are drawn, and the seed for drawing them.
     gold_kind: what gold's rewards are, one of measures.GOLD_KINDS; "auto" guesses.
+    sampled: the run file of the responses; None: the one beside their path, where that is given.
     scoring: device, dtype, max_length, tokens_per_pass, chat_template: see `loaded_scorer`.
 
     Raises UserError where the files do not belong together, or gold compares nothing.
@@ -144,11 +147,10 @@ def diagnose(
     level = _level(probes)
     gold_rewards = read_gold(gold)
     check_gold_is_not_the_proxys(proxy, gold)
-    sampled = {}
     if texts is None:
         texts = texts_in(*[file for file in (gold, proxy) if is_rewards_file(file)])
     else:
-        sampled["test_truncated_share"] = truncated_share(texts[1])
+        sampled = run_of_responses(texts[1]) if sampled is None else sampled
         texts = read_texts(*texts, gold, gold_rewards)
     conversations = join_conversations(*texts) if texts else []
 
@@ -165,7 +167,7 @@ def diagnose(
         folder = scorer.name
     metrics = read_metrics(folder) if folder else []
     numbers = compare(rewards, gold_rewards, texts[1] if texts else None, gold_kind)
-    numbers |= {key: value for key, value in sampled.items() if value is not None}
+    numbers |= sampling_numbers(sampled or {})
     numbers |= training_summary(metrics) | (run_numbers(read_run(folder)) if folder else {})
     numbers |= curve_numbers(metrics, read_run(folder)) if folder else {}
 
@@ -177,7 +179,7 @@ def diagnose(
             scorer = loaded_scorer(maker, **scoring)
             own = score(scorer, conversations)
         options = {"pairs": pairs, "num_samples": num_samples, "seed": seed}
-        options |= {"full": level == "full", "numbers": numbers}
+        options |= {"full": level == "full", "numbers": numbers, "sampled": sampled or {}}
         trained = torch_modules().trained
         probed, not_measured = trained.probe(
             scorer, conversations, rewards, gold_rewards, own, **options
@@ -236,6 +238,7 @@ def diagnose_all(
     for finished in rewards:
         read_rewards_for(finished, gold, gold_rewards)
     if texts:
+        options["sampled"] = run_of_responses(texts[1])
         texts = read_texts(*texts, gold, gold_rewards)
     proxies = [*rewards, *models]
     names = [default_name(proxy) for proxy in proxies]

