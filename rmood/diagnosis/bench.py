@@ -354,7 +354,7 @@ def _normal(value: float, deviations: np.ndarray) -> Estimate:
     half = math.inf
     if prompts > 1:
         half = Z * math.sqrt(prompts / (prompts - 1) * np.square(deviations).sum())
-    return Estimate(value, value - half, value + half)
+    return Estimate.around(value, half)
 
 
 def sign_flip_test(differences: np.ndarray, draws: int = FLIPS, seed: int = 0) -> float:

@@ -23,7 +23,7 @@ from .curve import Curve, answer, curve_of_run
 from .inputs import draw, read_metrics, read_run
 from .measures import finite
 from .run import as_scorer, gold_margins, score
-from .scale import Estimate, Z, mean
+from .scale import Estimate, mean
 from .text import aligned
 
 METRICS = ("loss", "bits")
@@ -145,9 +145,7 @@ def too_many(
     z = NormalDist().inv_cdf(1 - 0.025 / max(1, len(names) - 1))
     behind = []
     for row in losses:
-        gap = mean(row - losses[best], prompts)
-        half = (gap.high - gap.value) * z / Z
-        behind.append(Estimate(gap.value, gap.value - half, gap.value + half))
+        behind.append(mean(row - losses[best], prompts).at(z))
     as_good = [name for name, gap in zip(names, behind) if gap.low <= 0]
     last = behind[-1]
     if last.low > 0:

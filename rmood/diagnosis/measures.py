@@ -779,7 +779,7 @@ def expected_best_of_n(proxy: np.ndarray, gold: np.ndarray) -> list[dict]:
         difference = best - gold_of_pick
         decline = float(difference.mean())
         half = z * _error(difference)
-        row |= Estimate(decline, decline - half, decline + half).as_numbers("decline")
+        row |= Estimate.around(decline, half).as_numbers("decline")
     return rows
 
 

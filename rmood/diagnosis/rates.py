@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .scale import Estimate, Z, mean
+from .scale import Estimate, mean
 from .text import aligned
 
 FACTOR = math.sqrt(10)  # between neighbouring rates
@@ -73,14 +73,14 @@ def judged(
     z = NormalDist().inv_cdf(1 - 0.025 / len(rates))
     means = np.where(finite, losses[:, late].mean(axis=1), math.inf)
     best = int(means.argmin())
-    saved_by_best = _widened(mean(start[late] - losses[best, late], prompt[late]), z)
+    saved_by_best = mean(start[late] - losses[best, late], prompt[late]).at(z)
     found = []
     for i, rate in enumerate(rates):
         if not finite[i]:
             found.append(Tried(rate, by_step[i], None, None, "diverges"))
             continue
-        saved = _widened(mean(start[late] - losses[i, late], prompt[late]), z)
-        behind = _widened(mean(losses[i, late] - losses[best, late], prompt[late]), z)
+        saved = mean(start[late] - losses[i, late], prompt[late]).at(z)
+        behind = mean(losses[i, late] - losses[best, late], prompt[late]).at(z)
         if saved.high < 0:
             verdict = "diverges"
         elif saved_by_best.low <= 0:
@@ -91,12 +91,6 @@ def judged(
             verdict = "too low" if i < best else "too high"
         found.append(Tried(rate, by_step[i], saved, behind, verdict))
     return found
-
-
-def _widened(number: Estimate, z: float) -> Estimate:
-    """The interval at z standard errors instead of 1.96."""
-    half = (number.high - number.value) * z / Z
-    return Estimate(number.value, number.value - half, number.value + half)
 
 
 # ---- in words ------------------------------------------------------------------------------------

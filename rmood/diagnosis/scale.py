@@ -47,9 +47,18 @@ class Estimate:
         return f"{self.value:.2f} (95%: {self.low:.2f} to {self.high:.2f})"
 
     @classmethod
+    def around(cls, value: float, half: float) -> "Estimate":
+        """value - half to value + half"""
+        return cls(value, value - half, value + half)
+
+    @classmethod
     def of(cls, numbers: dict, name: str) -> "Estimate":
         """What as_numbers wrote."""
         return cls(numbers[name], numbers[f"{name}_low"], numbers[f"{name}_high"])
+
+    def at(self, z: float) -> "Estimate":
+        """The normal interval of z standard errors instead of 1.96."""
+        return Estimate.around(self.value, (self.high - self.value) * z / Z)
 
     def as_numbers(self, name: str) -> dict[str, float]:
         """{name, name_low, name_high}"""
@@ -88,7 +97,7 @@ def mean(values: np.ndarray, prompt: np.ndarray) -> Estimate:
     """Mean of (n,) values, with the normal interval of its clustered standard error."""
     half = Z * clustered_error(values, prompt)
     middle = float(values.mean())
-    return Estimate(middle, middle - half, middle + half)
+    return Estimate.around(middle, half)
 
 
 def share(hits: np.ndarray, prompt: np.ndarray) -> Estimate:
