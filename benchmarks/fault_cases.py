@@ -11,6 +11,8 @@ each case accepts was written down before it was run.
 
 import functools
 import random
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +26,9 @@ from planting import Bench, Files, Scored, Training, World
 
 from rmood.diagnosis import scale
 from rmood.errors import UserError
-from rmood.files.rows import read_json
-from rmood.files.tables import read_prompts, read_responses, read_rewards
+from rmood.files.provenance import read_run_file
+from rmood.files.rows import read_json, write_json
+from rmood.files.tables import join_conversations, read_prompts, read_responses, read_rewards
 
 # ---- what a finding may be called ----------------------------------------------------------------
 
@@ -83,7 +86,7 @@ class Case:
     proxy: in TRAININGS; the real world has one proxy.
     tamper: (Bench, folder of a copy of the proxy) -> None.
     rewards: (Scored) -> (P, K): the proxy's rewards are a file, changed like this.
-    gold: ((P, K) gold, Files, Bench) -> (P, K).
+    gold: ((P, K) gold, Files, Bench) -> (P, K); it may write prompts and responses anew, too.
     gold_by_proxy: the gold file's run file names the proxy.
     texts: (P rows of K texts, (P, K) gold, rng) -> both.
     sampling: flags of sample.py: the responses are sampled again, and labelled by gold.
@@ -163,6 +166,35 @@ def other_system_message(rows: list[dict], rng: random.Random, world: World) -> 
 def repeated(times: int, rows: list[dict], rng: random.Random, world: World) -> list[dict]:
     """The first of them, so many times each, as a file joined with itself."""
     return rows[: len(rows) // times] * times
+
+
+def counting_flipped(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """The annotator of the counting tasks, a fifth of the pairs, marked the worse answer."""
+    for row in rows:
+        if re.search("count|numbers from|every number", question_of(row)):
+            swap(row)
+    return rows
+
+
+def question_of(row: dict) -> str:
+    return row["chosen"][-2]["content"].lower()
+
+
+def chosen_by_people(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """The better one is chosen with probability sigmoid(gold's margin / 2): close pairs are noisy.
+
+    A quarter of the labels are wrong.
+    """
+    for row in rows:
+        margin = row["chosen_reward"] - row["rejected_reward"]
+        if rng.random() < 1 / (1 + np.exp(margin / 2)):
+            swap(row)
+    return rows
+
+
+def without_numbers(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """The pairs whose question has no digit: two fifths, and none of the counting tasks."""
+    return [row for row in rows if not re.search("[0-9]", question_of(row))]
 
 
 # faults of scoring: (Scored) -> (P, K)
@@ -266,6 +298,70 @@ def both(first: Callable, then: Callable, scored: Scored) -> np.ndarray:
     return then(scored)
 
 
+def default_at_the_end(share: float, scored: Scored) -> np.ndarray:
+    """An interrupted job: the last rows of this share keep the 0 that they began with."""
+    rewards = scored.own.copy()
+    rewards[len(rewards) - round(share * len(rewards)) :] = 0.0
+    return rewards
+
+
+def column_of_another(column: int, name: str, scored: Scored) -> np.ndarray:
+    """One column was added later, by another model."""
+    rewards = scored.own.copy()
+    rewards[:, column] = of_another(name, scored)[:, column]
+    return rewards
+
+
+def averaged_with(name: str, scored: Scored) -> np.ndarray:
+    """The mean of an ensemble of two, under the name of one."""
+    return (scored.own + of_another(name, scored)) / 2
+
+
+def of_weights_nearer_the_start(share: float, scored: Scored) -> np.ndarray:
+    """Of weights averaged with the start model's, which has this share: another revision."""
+    start = weights_of(scored.bench.world.paths["sft"])
+    folder = scored.bench.folder / "another-revision"
+    planting.copy_model(scored.scorer.name, folder)
+
+    def change(name, tensor):
+        return tensor.lerp(start[name].to(tensor.dtype), share) if name in start else tensor
+
+    planting.change_weights(folder, change)
+    return scored.by(str(folder))
+
+
+def with_length_penalty(scored: Scored) -> np.ndarray:
+    """0.1 less for each character of the response."""
+    lengths = [[len(one[-1]["content"]) for one in row] for row in scored.conversations]
+    return scored.own - 0.1 * np.array(lengths)
+
+
+def standardised_within_prompts(scored: Scored) -> np.ndarray:
+    """Advantages, as GRPO's: (r - mean) / std of the responses to a prompt."""
+    centred = scored.own - scored.own.mean(axis=1, keepdims=True)
+    return centred / (scored.own.std(axis=1, keepdims=True) + 1e-6)
+
+
+def with_the_next_prompt(scored: Scored) -> np.ndarray:
+    """The prompts file lacked its first row: each response is read after the next row's prompt."""
+    prompts = [row[0][:-1] for row in scored.conversations]
+    following = prompts[1:] + prompts[:1]
+    moved = [
+        [[*prompt, one[-1]] for one in row] for prompt, row in zip(following, scored.conversations)
+    ]
+    return np.array(scored.scorer.score(moved))
+
+
+def next_turn_opened(row: list[int], tokenizer) -> list[int]:
+    """With add_generation_prompt, which is for sampling."""
+    opening = "<|im_start|>assistant\n"
+    return [*row, *tokenizer(opening, add_special_tokens=False)["input_ids"]]
+
+
+def in_two_decimals(scored: Scored) -> np.ndarray:
+    return np.round(scored.own, 2)
+
+
 # faults of gold: ((P, K) gold, Files, Bench) -> (P, K)
 
 
@@ -318,6 +414,91 @@ def gold_by(name: str, gold, files: Files, bench: Bench) -> np.ndarray:
     return np.array(planting.scorer_of(bench.proxy(name)).score(files.conversations))
 
 
+def gold_plus(offset: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    return gold + offset
+
+
+def gold_from_1_to_7(gold, files: Files, bench: Bench) -> np.ndarray:
+    """A judge's whole numbers, 1 to 7, in its order."""
+    ranks = gold.ravel().argsort().argsort().reshape(gold.shape) / gold.size
+    return 1.0 + np.floor(7 * ranks)
+
+
+def gold_probability(temperature: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    return 1 / (1 + np.exp(-gold / temperature))
+
+
+def gold_probability_clipped(low: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    """A probability that is kept between `low` and 1 - low, "for stability"."""
+    return np.clip(gold_probability(1.0, gold, files, bench), low, 1 - low)
+
+
+def judge_prefers_first(share: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    """A judge's verdict, 1 and 0: in this share of the pairs it names what it reads first."""
+    verdicts = np.zeros_like(gold)
+    for row, rewards in zip(verdicts, gold):
+        first = bench.rng.random() < share
+        row[0 if first else rewards.argmax()] = 1.0
+    return verdicts
+
+
+def gold_first_raised(stds: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    return gold + np.array([stds * gold.std(), 0.0])
+
+
+def gold_default_in_last_half(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The judge's budget ended: the other half of the rows keeps the 0 that it began with."""
+    rewards = gold.copy()
+    rewards[len(rewards) // 2 :] = 0.0
+    return rewards
+
+
+def gold_rank(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The place of each response in its row, 1 for the best, read as a reward."""
+    return 1.0 + (-gold).argsort(axis=1).argsort(axis=1)
+
+
+def gold_off_by_one(share: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    """A row was lost after this share of them: every later prompt has the next one's rewards."""
+    lost = round(share * len(gold))
+    return np.concatenate([gold[:lost], np.roll(gold[lost:], -1, axis=0)])
+
+
+def gold_prefers_short(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Told to be concise, a judge goes three parts by length and one by quality."""
+    lengths = gold_is_the_length(gold, files, bench)
+    return gold / gold.std() - 3 * lengths / lengths.std()
+
+
+def no_system_turn(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The test prompts have no system turn, not even an empty one; gold read them like that."""
+    prompts = [
+        [message for message in prompt if message["role"] != "system"]
+        for prompt in read_prompts(str(files.prompts))
+    ]
+    write_texts_anew(files, prompts, read_responses(str(files.responses)))
+    scorer = planting.scorer_of(bench.world.paths["gold"])
+    return np.array(scorer.score(files.conversations))
+
+
+def of_training_prompts(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The test prompts were drawn from the training prompts: the first P of these."""
+    paths = bench.world.paths
+    prompts = read_prompts(paths["prompts"])[: len(gold)]
+    write_texts_anew(files, prompts, read_responses(paths["responses"])[: len(gold)])
+    return np.array(read_rewards(paths["rewards"])[: len(gold)])
+
+
+def write_texts_anew(files: Files, prompts: list, texts: list[list[str]]) -> None:
+    """Other prompts and responses, with the run file that these responses would have."""
+    sampled = read_run_file(str(files.responses)) or {}
+    write_json(str(files.prompts), [{"messages": prompt} for prompt in prompts])
+    numbered = [{f"response_{i}": text for i, text in enumerate(row, 1)} for row in texts]
+    write_json(str(files.responses), numbered)
+    planting.write_run_beside(files.responses, sampled, prompts=files.prompts)
+    files.conversations = join_conversations(prompts, texts)
+
+
 # faults of the responses: (P rows of K texts, (P, K) gold, rng) -> both
 
 
@@ -328,6 +509,19 @@ def same_twice(share: float, texts, gold, rng: random.Random):
             row[1] = row[0]
             rewards[1] = rewards[0]
     return texts, gold
+
+
+def sampled_again(texts, gold, rng: random.Random):
+    """Other responses to the same prompts: the gold is that of the earlier ones."""
+    half = len(texts[0]) // 2
+    return [row[half:] + row[:half] for row in texts], gold
+
+
+def best_first(texts, gold, rng: random.Random):
+    """Each row in gold's order, as a file of chosen and rejected responses has them."""
+    orders = (-gold).argsort(axis=1, kind="stable")
+    rows = [[row[i] for i in order] for row, order in zip(texts, orders)]
+    return rows, np.take_along_axis(gold, orders, axis=1)
 
 
 # faults of a saved model: (Bench, folder of a copy) -> None
@@ -397,6 +591,49 @@ def weights_rounded_to_3_bits(bench: Bench, folder: Path) -> None:
     planting.change_weights(folder, change)
 
 
+def weights_of(model: Path | str) -> dict:
+    """Name -> tensor, of the safetensors in a folder."""
+    from safetensors.torch import load_file
+
+    tensors = {}
+    for path in sorted(Path(model).glob("*.safetensors")):
+        tensors |= load_file(path)
+    return tensors
+
+
+def last_layer_of_the_start(bench: Bench, folder: Path) -> None:
+    """One shard of the weights was not copied: the start model's is in its place."""
+    start = weights_of(bench.world.paths["sft"])
+    layers = [re.search(r"\.layers\.(\d+)\.", name) for name in start]
+    last = max(int(layer[1]) for layer in layers if layer)
+
+    def change(name, tensor):
+        return start[name].to(tensor.dtype) if f".layers.{last}." in name else tensor
+
+    planting.change_weights(folder, change)
+
+
+def saved_in_bf16(bench: Bench, folder: Path) -> None:
+    import torch
+
+    planting.change_weights(folder, lambda name, tensor: tensor.to(torch.bfloat16))
+    planting.change_json(folder / "config.json", lambda config: config | {"dtype": "bfloat16"})
+
+
+def calibrated(name: str, bench: Bench, folder: Path) -> None:
+    """What evaluate.py calibrate writes of this proxy, with the factor of the referee's prompts."""
+    proxy = bench.proxy(name)
+    factor = read_json(str(Path(proxy).parent / "truth.json"))["scale"]
+    few = Bench(bench.world, bench.trainings, bench.folder / "calibration", bench.rng)
+    few.folder.mkdir(parents=True, exist_ok=True)
+    files = planting.write_test_files(few, 100, 2)
+    shutil.rmtree(folder)
+    words = ["calibrate", "--dataset", bench.world.dataset, "--model-name", proxy]
+    words += ["--prompts-path", files.prompts, "--responses-path", files.responses]
+    words += ["--gold-path", files.gold, "--factor", factor, "--output-dir", folder]
+    planting.run_apart("evaluate.py", *words)
+
+
 # ---- proxies -------------------------------------------------------------------------------------
 
 HARD = "--lr 1e-3 --epochs 2"
@@ -451,6 +688,14 @@ TRAININGS = {
         HARD, 2000, change=functools.partial(flip, 0.2), patch=planting.pad_is_scored
     ),
     "leak_twenty_epochs": Training("--lr 1e-3 --epochs 12", 600, change=with_test_pairs),
+    # written after the rules of that day, by somebody who had not read them
+    "early_stopped": Training(  # healthy: eight epochs were asked for
+        "--lr 1e-3 --epochs 8 --label-temperature 1 --eval-share 0.1 --early-stop 1", 2800, seed=5
+    ),
+    "counting_flipped": Training(HARD, FULL, change=counting_flipped, seed=6),
+    "chosen_by_people": Training(HARD, FULL, change=chosen_by_people, seed=7),
+    "without_numbers": Training(HARD, FULL, change=without_numbers, seed=8),
+    "lora_low_rate": Training("--lr 5e-5 --epochs 2 --lora-rank 8", seed=9),
 }
 
 # ---- what is planted, and what it may be called --------------------------------------------------
@@ -459,6 +704,7 @@ RATE_UP = ("raise the rate",)
 RATE_DOWN = ("lower the rate",)
 MORE = ("raise the rate", "train longer")
 TRAINING = ("raise the rate", "lower the rate", "train longer")  # the training was right
+SCORE_AGAIN = (*TRAINING, "retrain")  # and the proxy is good: only its rewards file is not
 LEARNED_LITTLE = ("rate too low", "too few steps", "under-learned")
 
 
@@ -708,6 +954,131 @@ FAULTS = {
         gold=gold_in_two_values,
         size=200,
     ),
+    # written after the rules of that day, by somebody who had not read them
+    # pairs and settings
+    "annotator_flips_counting": Case(("noisy labels",), MORE, proxy="counting_flipped"),
+    # what Bradley-Terry assumes of people: a quarter of the labels differ from gold, to little harm
+    "noise_on_close_pairs": Case(
+        ("noisy labels",), MORE, note=True, proxy="chosen_by_people", size=200
+    ),
+    # the gap between training and test shows, its cause only to somebody who reads the prompts
+    "trained_on_other_prompts": Case(
+        ("memorised", "overconfident"),
+        MORE,
+        decidable=False,
+        proxy="without_numbers",
+        size=200,
+        harm=loses(0.77),
+    ),
+    "lora_low_rate": Case(
+        LEARNED_LITTLE, RATE_DOWN, proxy="lora_low_rate", size=200, harm=loses(0.77)
+    ),
+    # gold
+    "judge_prefers_first": Case(
+        ("position",), TRAINING, proxy="soft", gold=partial(judge_prefers_first, 0.6), size=200
+    ),
+    # the first one wins some 65% of the pairs instead of 45%: too little to show in 50
+    "judge_leans_to_first_50": Case(
+        ("position",), TRAINING, decidable=False, gold=partial(gold_first_raised, 0.3), size=50
+    ),
+    "gold_probability_clipped": Case(  # two thirds of the values are at an end
+        ("gold saturated", "gold tied"),
+        TRAINING,
+        proxy="smooth",
+        gold=partial(gold_probability_clipped, 0.2),
+        size=200,
+    ),
+    "gold_default_in_last_half": Case(  # the pairs that are left are right
+        ("gold tied",),
+        TRAINING,
+        note=True,
+        proxy="fewer_pairs",
+        gold=gold_default_in_last_half,
+        size=200,
+    ),
+    "gold_is_rank": Case(
+        ("flipped",), TRAINING, gold=gold_rank, size=100, responses=4, dtype="bf16"
+    ),
+    "gold_off_by_one_later": Case(
+        ("shuffled",), TRAINING, proxy="mixed_precision", gold=partial(gold_off_by_one, 0.4)
+    ),
+    "gold_of_earlier_samples": Case(
+        ("shuffled",), TRAINING, texts=sampled_again, size=100, responses=4
+    ),
+    "gold_prefers_short": Case(
+        ("length",), TRAINING, proxy="soft", gold=gold_prefers_short, size=200, dtype="bf16"
+    ),
+    # the test prompts
+    "test_without_system_turn": Case(
+        ("system messages",), TRAINING, note=True, gold=no_system_turn, size=200
+    ),
+    "test_prompts_from_training": Case(("leak",), gold=of_training_prompts, size=200),
+    # scoring
+    "default_reward_at_the_end": Case(
+        ("mixed", "not this model's"),
+        SCORE_AGAIN,
+        rewards=partial(default_at_the_end, 0.2),
+        size=200,
+    ),
+    "one_column_of_another": Case(
+        ("mixed", "not this model's"),
+        SCORE_AGAIN,
+        rewards=partial(column_of_another, 2, "soft"),
+        size=100,
+        responses=4,
+    ),
+    "averaged_with_another": Case(
+        ("not this model's",),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=partial(averaged_with, "hard"),
+        size=200,
+        dtype="bf16",
+    ),
+    "another_revision": Case(
+        ("not this model's",), SCORE_AGAIN, rewards=partial(of_weights_nearer_the_start, 0.2)
+    ),
+    "offset_alone": Case(  # within a prompt nothing changes
+        ("rescaled",),
+        SCORE_AGAIN,
+        note=True,
+        proxy="soft",
+        rewards=partial(times_and_plus, 1.0, -40.0),
+        size=50,
+    ),
+    "length_penalty": Case(
+        ("not this model's", "length"),
+        SCORE_AGAIN,
+        proxy="mixed_precision",
+        rewards=with_length_penalty,
+        size=200,
+    ),
+    "standardised_within_prompts": Case(
+        ("not this model's", "rescaled", "squashed"),
+        SCORE_AGAIN,
+        rewards=standardised_within_prompts,
+        size=100,
+        responses=4,
+    ),
+    "prompts_off_by_one": Case(
+        ("not this model's", "shuffled"),
+        SCORE_AGAIN,
+        proxy="fewer_pairs",
+        rewards=with_the_next_prompt,
+        size=100,
+        dtype="bf16",
+    ),
+    "generation_prompt_at_scoring": Case(
+        ("scored token", "other template", "not this model's"),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=partial(read_as, next_turn_opened),
+        size=50,
+    ),
+    # the saved model
+    "last_layer_of_the_start": Case(
+        ("not as trained",), MORE, tamper=last_layer_of_the_start, size=100, harm=loses(0.77)
+    ),
 }
 
 HEALTHY = {
@@ -737,6 +1108,22 @@ HEALTHY = {
     "healthy_fewer_pairs": Case(proxy="fewer_pairs"),
     "healthy_fewer_pairs_200": Case(proxy="fewer_pairs", size=200),
     "healthy_fewer_pairs_50_bf16": Case(proxy="fewer_pairs", size=50, dtype="bf16"),
+    # written after the rules of that day, by somebody who had not read them
+    "healthy_early_stopped": Case(proxy="early_stopped"),
+    "healthy_early_stopped_four": Case(proxy="early_stopped", size=100, responses=4, dtype="bf16"),
+    "healthy_soft_probability": Case(proxy="soft", gold=partial(gold_probability, 3.0)),
+    "healthy_smooth_1_to_7": Case(proxy="smooth", size=200, gold=gold_from_1_to_7),
+    "healthy_soft_calibrated": Case(proxy="soft", tamper=partial(calibrated, "soft"), size=200),
+    "healthy_hard_saved_in_bf16": Case(tamper=saved_in_bf16, size=200),
+    "healthy_smooth_two_decimals": Case(proxy="smooth", rewards=in_two_decimals, size=200),
+    # as a file of preferences is written: the proxy finds the first one better, too
+    "healthy_hard_best_first": Case(texts=best_first, size=200),
+    "healthy_fewer_pairs_minus_1000": Case(
+        proxy="fewer_pairs", gold=partial(gold_plus, -1000.0), size=100, responses=4
+    ),
+    "healthy_mixed_precision_same": Case(  # a few answers come twice, as at a low temperature
+        proxy="mixed_precision", texts=partial(same_twice, 0.1), size=100
+    ),
 }
 
 REAL = (  # these need no training of their own
