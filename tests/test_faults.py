@@ -478,7 +478,12 @@ CASES = [
         {"resolution_low": 0.051, "scored_in": "float32"},
         {"resolution_low": 0.049, "scored_in": "bf16"},
     ),
-    ("rewards_saturated", "warning", {"proxy_at_ends_low": 0.102}, {"proxy_at_ends_low": 0.098}),
+    (
+        "rewards_saturated",
+        "warning",
+        {"proxy_at_ends_low": 0.102, "scored_in": WITHOUT},
+        {"proxy_at_ends_low": 0.098, "scored_in": "float32"},
+    ),
     # scale
     (
         "overconfident_rewards",
@@ -618,6 +623,8 @@ HIDDEN = [
     ("learning_rate_too_high", "error", "update_ratio_max", "batch_dependent_rewards"),
     ("bf16_updates_lost", "error", "lost_updates", "backbone_frozen"),
     ("rewards_shuffled", "error", "probe_train_low", "chat_template_missing"),
+    ("rewards_shuffled", "error", "probe_train_low", "gold_is_length"),
+    ("rewards_shuffled", "error", "probe_train_low", "gold_depends_on_position"),
     ("memorised", "warning", "learning_word", "rewards_shuffled"),
     ("memorised", "warning", "learning_word", "wrong_scored_token"),
     ("learning_rate_too_low", "warning", "run_epochs", "bf16_updates_lost"),

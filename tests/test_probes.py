@@ -163,6 +163,20 @@ def test_rewards_read_in_another_way_are_recognised(scorer, conversations, way, 
     assert way != "cut" or numbers["cut_at"] == length
 
 
+def test_another_reading_has_to_explain_the_rows_that_are_not_the_model_s_own(
+    scorer, conversations
+):
+    """A cut that shortens few conversations gives most of the model's own rewards, and explains
+    none of those that another model gave."""
+    own = np.array(scorer.score(conversations))
+    half = len(own) // 2
+    mixed = own.copy()
+    mixed[half:] += np.random.default_rng(0).normal(scale=5 * own.std(), size=mixed[half:].shape)
+    numbers = probes.explain_rewards(scorer, conversations, mixed, own, 1e-5, sample=half)
+    assert numbers["file_is"] == "mixed"
+    assert not any(name.startswith("explained_by") for name in numbers)
+
+
 def test_the_model_s_own_rewards_need_no_explanation(scorer, proxy, conversations):
     """Nor do those that it gave in another dtype, by the noise that was measured."""
     own = np.array(scorer.score(conversations))

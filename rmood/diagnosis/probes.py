@@ -399,9 +399,10 @@ def explain_rewards(
 ) -> dict:
     """Are these (P, K) finished rewards the model's own, and if not, what explains them?
 
-    own: (P, K) what the model gives. noise: what rounding changes in a reward.
+    own: (P, K) what the model gives. noise: what rounding changes in a reward. sample: rows to read
+    again, of those that are not the model's own.
     The numbers of `measures.compare_with_model`; where file_is "other" or "mixed", also whether
-    another way to read the conversations gives them:
+    another way to read the conversations gives what is not its own:
 
     explained_by_<kind>   1 if so: cut, token or plain
     cut_at, cut_share     tokens that are left by a cut, and the share of conversations it shortens
@@ -423,12 +424,14 @@ def explain_rewards(
             "cut_share": float((~same).mean()),
         }
 
-    sampled = conversations[:sample]
+    rows = np.nonzero(~same.all(axis=1))[0][:sample]
+    differs = ~same[rows]
+    sampled = [conversations[row] for row in rows]
     by_way = readings(scorer, sampled) | plain_readings(scorer, sampled, range(5))
     for way, as_read in by_way.items():
         if way == "read":
-            continue  # the right way: where some rows agree, it explains these alone
-        if (np.abs(as_read - rewards[:sample]) < tolerance).mean() > 0.9:
+            continue  # the model's own
+        if (np.abs(as_read - rewards[rows]) < tolerance)[differs].mean() > 0.9:
             kind = kind_of(way)
             numbers |= {f"explained_by_{kind}": 1.0, "explained_token": f"at {way}"}
             numbers["file_is"] = "read otherwise"
