@@ -900,7 +900,8 @@ def test_with_fewer_than_twenty_prompts_nothing_is_concluded_from_them():
     of_prompts = set(faults._numbers_of("against_gold"))
     for block, (_, _, inside, _) in zip(BLOCKS, CASES):
         if set(block.when) & of_prompts and block.id != "too_few_prompts":
-            found = ids(measured(inside | {"scale_prompts": 19, "train_prompts": 19}))
+            few = {"scale_prompts": 19, "train_prompts": 19, "pairs": 19}
+            found = ids(measured(inside | few))
             assert found[-1:] == ["too_few_prompts"] or found[0] == "too_few_prompts"
             assert block.id not in found or not set(block.when) & of_prompts
     few = measured(LITTLE | NOTHING | {"train_prompts": 19, "right_high": 0.87})
@@ -970,6 +971,18 @@ def test_too_few_prompts_are_a_result(prompts):
         found = faults.findings(compare(rewards, gold))
         assert [finding["id"] for finding in found] == ["too_few_prompts"]
         assert f"cannot tell at n = {prompts} prompts" in found[0]["evidence"]
+
+
+def test_ties_are_named_as_the_reason_why_there_are_too_few_prompts():
+    """Of 60 pairs gold orders 10: a rating of two steps, or a score that hardly varies."""
+    proxy, gold = calibrated(60, 3.0)
+    rating = np.zeros_like(gold)
+    rating[:10, 0] = 1.0
+    assert ids(compare(proxy, rating)) == ["gold_nearly_constant", "too_few_prompts"]
+    mostly_tied = np.where(np.arange(60)[:, None] < 10, gold, 0.0)
+    found = ids(compare(proxy, mostly_tied))
+    assert found[:1] == ["gold_nearly_constant"] and "too_few_prompts" in found
+    assert ids(compare(proxy[:19], mostly_tied[:19])) == ["too_few_prompts"]
 
 
 def test_rewards_at_random_are_random_and_negated_ones_are_flipped():

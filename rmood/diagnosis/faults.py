@@ -25,6 +25,9 @@ OPERATORS = {"<": lt, "<=": le, ">": gt, ">=": ge, "==": eq, "is": eq, "not": ne
 RANGES = SimpleNamespace(**HEALTHY)  # what {healthy.match.low} in a text reads
 # Numbers of the comparison that stay where there are too few prompts to conclude anything from it
 COUNTS = ("pairs", "compared", "gold_ties", "scale_pairs", "scale_prompts")
+# ... and those that are of all pairs, not only of those that gold orders, where these are enough:
+# ties are why the others are few.
+OF_ALL_PAIRS = ("gold_tie_share", "gold_tie_share_low", "gold_kind", "twin_share", "twin_share_low")
 # A cause beside an error that it explains is an error too where it costs this much, in bits: it is
 # what a match of 0.75 knows (calibrated normal margins).
 GRAVE = 0.25
@@ -92,6 +95,8 @@ def _too_few(numbers: dict) -> set[str]:
     hidden = set()
     if numbers.get("scale_prompts", FEWEST_PROMPTS) < FEWEST_PROMPTS:
         hidden |= set(_numbers_of("against_gold")) - set(COUNTS)
+        if numbers.get("pairs", 0) >= FEWEST_PROMPTS:
+            hidden -= set(OF_ALL_PAIRS)
         hidden |= {"learning_word", "resolution_low", "gain_over_probe_high", "probe_match_high"}
         hidden |= {"cost_memorised", "cost_scale", "cost_length", "twin_over_noise"}
     if numbers.get("train_prompts", FEWEST_PROMPTS) < FEWEST_PROMPTS:
