@@ -615,6 +615,7 @@ CASES = [
 HIDDEN = [
     ("dropout_left_on", "error", "twin_gap", "rewards_shuffled"),
     ("dropout_left_on", "warning", "twin_gap", "rewards_mixed"),
+    ("dropout_left_on", "error", "twin_gap", "rewards_offset_by_position"),
     ("model_not_as_trained", "error", "recorded_gap", "chat_template_missing"),
     ("model_not_as_trained", "error", "below_recorded", "wrong_scored_token"),
     ("rewards_not_of_model", "error", "file_is", "dropout_left_on"),

@@ -409,6 +409,14 @@ def test_how_a_rewards_file_differs_from_its_model_is_named(kind):
     assert compare_with_model(noisy, OWN, NOISE)["file_is"] == kind
 
 
+def test_a_constant_for_each_place_is_found_in_another_unit_too():
+    found = compare_with_model(0.2 * OWN + [3.0, 3.5], OWN, NOISE)
+    assert found["file_is"] == "position"
+    assert (
+        found["file_words"] == "0.2 times the model's rewards, and response 1: +3, response 2: +3.5"
+    )
+
+
 @pytest.mark.parametrize("words", ORDERS)
 def test_the_order_of_shuffled_rewards_is_found_and_stated(words):
     found = compare_with_model(ORDERS[words], OWN, 1e-4)

@@ -481,7 +481,7 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
 
     reproduced      Spearman's rho of all rewards
     file_is         equal      but for noise and for an offset of a prompt, which means nothing
-                    position   plus a constant for each place of a response
+                    position   plus a constant for each place of a response, times a positive factor
                     rescaled   times a positive factor (file_factor), plus a constant
                     inverted   times a negative factor
                     squashed   a monotone function of it, as a sigmoid is
@@ -512,10 +512,12 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
     if alike(rewards - own) or alike(margins - own_margins, math.sqrt(2)):
         return numbers | {"file_is": "equal", "file_words": "they are the model's own"}
 
-    offsets = np.median(rewards - own, axis=0)  # (K,)
-    if alike(rewards - own - offsets):
-        places = ", ".join(f"response {i}: {offset:+.3g}" for i, offset in enumerate(offsets, 1))
-        return numbers | {"file_is": "position", "file_words": f"{places}, added to each reward"}
+    def offsets(factor: float) -> np.ndarray:
+        return np.median(rewards - factor * own, axis=0)  # (K,)
+
+    if alike(rewards - own - offsets(1.0)):
+        words = f"{_places(offsets(1.0))}, added to each reward"
+        return numbers | {"file_is": "position", "file_words": words}
 
     factor, constant = np.polyfit(own.ravel(), rewards.ravel(), 1) if own.std() else (0.0, 0.0)
     if factor and alike(rewards - factor * own - constant, max(abs(factor), 1e-3)):
@@ -524,6 +526,11 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
             "file_factor": float(factor),
             "file_words": f"{factor:.4g} times the model's rewards {constant:+.3g}",
         }
+
+    factor = _slope_within_places(rewards, own)
+    if factor > 0 and alike(rewards - factor * own - offsets(factor), max(factor, 1e-3)):
+        words = f"{factor:.4g} times the model's rewards, and {_places(offsets(factor))}"
+        return numbers | {"file_is": "position", "file_words": words}
 
     if _pearson(margins, own_margins) < 0.5:
         words = _order_in_words(rewards, own, tolerance)
@@ -543,6 +550,17 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
         words = f"rows {rows[0]:,} to {rows[-1]:,} hold the {(~same).sum():,} that are not"
         return numbers | {"file_is": "mixed", "same_rows": float(same.mean()), "file_words": words}
     return numbers
+
+
+def _slope_within_places(rewards: np.ndarray, own: np.ndarray) -> float:
+    """The factor of (P, K) own in rewards = factor * own + a constant for each place."""
+    own = own - own.mean(axis=0)
+    power = np.square(own).sum()
+    return float((own * rewards).sum() / power) if power > 0 else 0.0
+
+
+def _places(offsets: np.ndarray) -> str:
+    return ", ".join(f"response {i}: {offset:+.3g}" for i, offset in enumerate(offsets, 1))
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:
