@@ -68,7 +68,7 @@ NAMES = {
     "gold saturated": ("gold_saturated",),
     "gold tied": ("gold_nearly_constant", "identical_responses"),
     "gold is the proxy": ("gold_is_proxy",),
-    "length": ("goes_by_length", "gold_is_length"),
+    "length": ("goes_by_length", "gold_is_length", "length_preference_differs"),
     "responses cut": ("truncated_responses",),
 }
 # ---- cases ---------------------------------------------------------------------------------------

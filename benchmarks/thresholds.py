@@ -14,6 +14,7 @@ learning      the words learned, under-learned and memorised, where the bits are
 share         a share of pairs against a value: false alarms, and pairs needed to tell
 coverage      how often the 95% intervals hold the truth, for K responses to a prompt
 calibration   the calibration error of a model that is calibrated
+break         how far the matches before and after a row differ where there is no break
 
 No number here depends on a trained model. Margins are drawn, and each pair's order is drawn from
 its margin: a pair of margin m is ranked right with probability sigmoid(|m|). Such margins are
@@ -34,6 +35,7 @@ from tqdm import tqdm
 
 from rmood.cli import opt, parse
 from rmood.diagnosis import scale
+from rmood.diagnosis.measures import break_numbers
 from rmood.diagnosis.scale import Estimate
 from rmood.errors import UserError, run_script
 from rmood.files.rows import check_writable, write_json
@@ -355,6 +357,26 @@ def expected_calibration_error(x: np.ndarray, bins: int = 10) -> float:
     return sum(abs(part.sum()) for part in parts) / len(x)
 
 
+def breaks(rng: np.random.Generator, draws: int) -> list[dict]:
+    """Rows right with one probability; and the later half of them at chance."""
+    rows = []
+    for match in (0.6, 0.8, 0.95):
+        for n in PAIRS:
+            largest = [break_of(rng, np.full(n, match)) for _ in range(draws)]
+            half = np.where(np.arange(n) < n // 2, match, 0.5)
+            found = [break_of(rng, half) > 5 for _ in range(max(10, draws // 10))]
+            row = {"match": match, "pairs": n, "95% of z below": np.quantile(largest, 0.95)}
+            row["99.9% below"] = np.quantile(largest, 0.999)
+            rows.append(row | {"above 5": np.mean(np.array(largest) > 5), "found": np.mean(found)})
+    return rows
+
+
+def break_of(rng: np.random.Generator, match: np.ndarray) -> float:
+    """break_z of (n,) rows that are right with these probabilities."""
+    right = np.where(rng.random(len(match)) < match, 1.0, -1.0)[:, None]
+    return break_numbers(right, np.ones_like(right)).get("break_z", 0.0)
+
+
 PARTS = {
     "cost": Part(
         "bits that a wrong scale costs, the largest over calibrated margins of standard deviation "
@@ -392,6 +414,11 @@ PARTS = {
     "calibration": Part(
         "the calibration error (ECE) of calibrated margins: what is below tells nothing",
         calibration_error,
+    ),
+    "break": Part(
+        "break_z, the largest standardised difference of the matches before and after a row: what "
+        "it is without a break, and how often one in the middle of the file is above 5",
+        breaks,
     ),
 }
 

@@ -62,10 +62,18 @@ HEALTHY_MODEL = {
     "sampled_here": 1.0,
     "position_bias": 0.01,
     "position_bias_size_low": 0.0,
+    "break_z": 2.5,
+    "break_words": "right in 0.86 of the pairs before row 300, in 0.83 from it on",
+    "break_best_low": 0.83,
+    "break_worst_low": 0.8,
+    "break_worst_high": 0.86,
     "proxy_length_correlation": 0.3,
     "gold_length_correlation": 0.3,
     "length_excess": 0.0,
     "length_excess_low": -0.05,
+    "longer_wins": 0.6,
+    "longer_wins_low": 0.57,
+    "longer_wins_high": 0.63,
     "length_match": 0.6,
     "length_match_low": 0.57,
     "against_length": 0.75,
@@ -94,6 +102,9 @@ HEALTHY_MODEL = {
     "least_loss": 0.0,
     "duplicate_share": 0.0,
     "duplicate_share_low": 0.0,
+    "train_longer_wins": 0.6,
+    "train_longer_wins_low": 0.57,
+    "train_longer_wins_high": 0.63,
     "dropped_share": 0.0,
     "max_length": 2048,
     "unknown_system_share": 0.0,
@@ -193,6 +204,12 @@ CASES = [
     ("rewards_mixed", "error", {"file_is": "mixed", "same_rows": 0.5}, {"file_is": "equal"}),
     ("rewards_squashed", "warning", {"file_is": "squashed"}, {"file_is": "equal"}),
     ("rewards_rescaled", "warning", {"file_is": "rescaled"}, {"file_is": "equal"}),
+    (
+        "rewards_rescaled",
+        "note",
+        {"file_offset": 3.0},
+        {"file_is": "other", "file_offset": WITHOUT},
+    ),
     ("chat_template_missing", "error", {"explained_by_plain": 1.0}, {"explained_by_plain": 0.0}),
     (
         "chat_template_missing",
@@ -337,6 +354,19 @@ CASES = [
         {"gold_first_size_low": 0.049, "sampled_here": WITHOUT},
     ),
     ("gold_is_length", "warning", {"length_match_low": 0.91}, {"length_match_low": 0.89}),
+    (
+        "length_preference_differs",
+        "warning",
+        # by hand: 0.1435 apart, half-widths 0.03 each, so at least 0.1435 - 0.03 sqrt 2 = 0.1011
+        {"longer_wins": 0.7435, "longer_wins_low": 0.7135, "longer_wins_high": 0.7735},
+        {"longer_wins": 0.741},
+    ),
+    (
+        "rewards_shuffled",
+        "warning",
+        {"break_z": 5.1, "break_best_low": 0.61, "break_worst_low": 0.49, "break_worst_high": 0.59},
+        {"break_z": 4.9, "break_best_low": 0.59, "break_worst_low": 0.51, "break_worst_high": 0.61},
+    ),
     # the run
     ("backbone_frozen", "error", {"backbone_moved": 0.95e-12}, {"backbone_moved": 1.05e-12}),
     (
@@ -522,7 +552,7 @@ CASES = [
     ),
     ("squeezed_rewards", "note", {"scale_word": "squeezed"}, {"scale_word": "calibrated"}),
     # symptoms
-    ("labels_flipped", "error", {"right_high": 0.49, "right_low": 0.4}, {"right_high": 0.51}),
+    ("labels_flipped", "error", {"right_high": 0.39, "right_low": 0.3}, {"right_high": 0.41}),
     (
         "random_match",
         "error",
@@ -646,6 +676,8 @@ HIDDEN = [
     ("rewards_overcentred", "note", "train_bits_low", "rewards_rescaled"),
     ("squeezed_rewards", "note", "scale_word", "rewards_overcentred"),
     ("labels_flipped", "error", "right_high", "goes_by_length"),
+    ("length_preference_differs", "warning", "longer_wins", "gold_is_length"),
+    ("rewards_shuffled", "warning", "break_z", "rewards_mixed"),
     ("random_match", "error", "right_high", "labels_flipped"),
     ("random_match", "warning", "right_low", "labels_flipped"),
     ("training_failed", "error", "train_right_high", "chat_template_missing"),
@@ -658,6 +690,7 @@ GIVEN_AS = {
     "twin_over_noise": "score_noise",
     "squeeze_asked": "asked_to_squeeze",
     "train_said": "train_loss",
+    "length_shift_low": "longer_wins",
 }
 BLOCKS = faults.read_faults()
 

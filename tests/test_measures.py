@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import combinations
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import DATA, needs_data
 
 from rmood.diagnosis.measures import (
     bf16_share,
+    break_numbers,
     calibration,
     compare,
     compare_with_model,
@@ -379,6 +381,24 @@ def test_gold_that_the_proxy_made_leaves_no_residual():
     assert noisy["gold_residual"] == pytest.approx(math.sqrt(0.5), abs=0.05)
 
 
+def test_a_proxy_that_is_right_up_to_one_row_of_the_file_is_found_there():
+    """Gold's rows are one off from row 240 on: right in all pairs before it, in half of them after.
+    Without a break, z stays under 5."""
+    rng = np.random.default_rng(0)
+    margins = rng.normal(size=(400, 1))
+    gold = np.concatenate([margins[:240], np.roll(margins[240:], -1, axis=0)])
+    found = break_numbers(margins, gold)
+    assert found["break_z"] > 5
+    assert found["break_best_low"] > 0.95
+    assert found["break_worst_low"] < 0.5 < found["break_worst_high"]
+    row = int(re.search(r"before row (\d+)", found["break_words"])[1])
+    assert 240 <= row < 250  # the first rows after it may be right by chance
+    noisy = margins + rng.normal(size=margins.shape)
+    assert break_numbers(noisy, margins)["break_z"] < 5
+    assert break_numbers(margins[:39], margins[:39]) == {}
+    assert break_numbers(margins, margins) == {}  # all are right
+
+
 # ---- finished rewards against their model's ------------------------------------------------------
 
 OWN = np.random.default_rng(0).normal(size=(200, 2)) * [1, 1.1] + 2
@@ -431,6 +451,16 @@ def test_rounding_is_no_other_order(noise):
     rounded = OWN + np.random.default_rng(3).normal(size=OWN.shape) * noise * OWN.std()
     assert compare_with_model(rounded, OWN, noise * OWN.std())["file_is"] == "equal"
     assert compare_with_model(rounded, OWN, 1e-6)["file_is"] not in ("shuffled", "squashed")
+
+
+def test_one_place_of_another_model_is_mixed_and_one_constant_for_all_is_said():
+    other = OWN + np.random.default_rng(5).normal(size=OWN.shape) * [0, 1]
+    found = compare_with_model(other, OWN, NOISE)
+    assert found["file_is"] == "mixed"
+    assert found["file_words"] == "every row holds them in the places 1 alone"
+    shifted = compare_with_model(OWN + 3, OWN, NOISE)
+    assert shifted["file_is"] == "equal" and shifted["file_offset"] == pytest.approx(3)
+    assert "file_offset" not in compare_with_model(OWN, OWN, NOISE)
 
 
 def test_an_offset_a_prompt_is_the_same_rewards():

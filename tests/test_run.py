@@ -1,5 +1,6 @@
 """Diagnosis without a command line: plain arguments in, numbers and findings out."""
 
+import copy
 import shutil
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from conftest import REPOSITORY, make_pairs, make_prompt
 from transformers import AutoModelForSequenceClassification
 
 from rmood.diagnosis import run
-from rmood.diagnosis.trained import sampling_template
+from rmood.diagnosis.trained import sampling_template, system_numbers
 from rmood.errors import UserError
 from rmood.files.rows import write_json, write_jsonl
-from rmood.files.tables import join_conversations, read_pairs
+from rmood.files.tables import Pair, join_conversations, read_pairs
 from rmood.metrics import HEALTHY
 from rmood.scoring import load_scorer
 
@@ -401,6 +402,20 @@ def test_the_run_file_of_the_responses_is_read_for_every_proxy(tmp_path):
         assert "truncated_responses" in [finding["id"] for finding in found.findings]
     [found] = run.diagnose_all(proxies[:1], [], gold, (PROMPTS, RESPONSES))
     assert "sampled_here" not in found.numbers
+
+
+def test_no_system_turn_and_an_empty_one_are_alike_where_the_model_reads_the_same(toy_tokenizer):
+    """The toy world's template writes an empty system turn; one that skips it makes them alike."""
+    question = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with_empty = [{"role": "system", "content": ""}, *question]
+    pairs = [Pair(chosen=with_empty, rejected=with_empty)]
+    found = system_numbers(pairs, [[question]], toy_tokenizer)
+    assert found["unknown_system_share"] == 1.0
+    assert found["system_words"] == "no system turn; training pairs: an empty one"
+    skipping = copy.deepcopy(toy_tokenizer)
+    skipping.chat_template = "{% for m in messages if m.content %}{{ m.content }}|{% endfor %}"
+    alike = system_numbers(pairs, [[question]], skipping)
+    assert alike == {"unknown_system_share": 0.0}
 
 
 def test_test_responses_that_were_sampled_by_another_template_are_found():

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from ..errors import UserError
 from ..metrics import HEALTHY, healthy_range
 from .measures import least_loss
-from .scale import FEWEST_PROMPTS, LEARNED
+from .scale import FEWEST_PROMPTS, LEARNED, Estimate
 
 TABLE = Path(__file__).with_name("faults.toml")
 SEVERITIES = ("error", "warning", "note")
@@ -99,6 +99,7 @@ def _too_few(numbers: dict) -> set[str]:
             hidden -= set(OF_ALL_PAIRS)
         hidden |= {"learning_word", "resolution_low", "gain_over_probe_high", "probe_match_high"}
         hidden |= {"cost_memorised", "cost_scale", "cost_length", "twin_over_noise"}
+        hidden |= {"length_shift_low"}
     if numbers.get("train_prompts", FEWEST_PROMPTS) < FEWEST_PROMPTS:
         hidden |= {name for name in numbers if name.startswith(("train_", "read_"))}
         hidden |= {"unlearned", "learning_word", "cost_unlearned", "below_recorded"}
@@ -144,6 +145,7 @@ def derived(numbers: dict) -> dict:
     cost_length      0.5 - against_length
     twin_over_noise  twin_gap in units of what rounding makes of a margin
     squeeze_asked    1 where run.json says that options asked for narrow margins, else 0
+    length_shift_low lower bound of the difference between longer_wins and train_longer_wins
     gold_kind_words  gold_kind, and whether it was said or guessed
     """
     n = numbers
@@ -163,6 +165,11 @@ def derived(numbers: dict) -> dict:
         found["cost_scale"] = max(0.0, n["loss"] - n["loss_scaled"]) / math.log(2)
     if "against_length" in n:
         found["cost_length"] = max(0.0, 0.5 - n["against_length"])
+    length = [f"{part}longer_wins{end}" for part in ("", "train_") for end in ("", "_low", "_high")]
+    if n.keys() >= set(length):
+        test, train = Estimate.of(n, "longer_wins"), Estimate.of(n, "train_longer_wins")
+        half = math.hypot(test.high - test.low, train.high - train.low) / 2
+        found["length_shift_low"] = max(0.0, abs(test.value - train.value) - half)
     if "twin_gap" in n and "proxy_std_within" in n and n.get("score_noise"):
         margins = n["proxy_std_within"] * math.sqrt(2)  # root mean square
         found["twin_over_noise"] = n["twin_gap"] * margins / n["score_noise"]

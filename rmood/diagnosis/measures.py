@@ -17,7 +17,16 @@ import numpy as np
 
 from ..errors import UserError
 from ..metrics import reward_summary, std_within
-from .scale import Estimate, Z, clustered_error, mean, scale_numbers, share, towards_gold
+from .scale import (
+    FEWEST_PROMPTS,
+    Estimate,
+    Z,
+    clustered_error,
+    mean,
+    scale_numbers,
+    share,
+    towards_gold,
+)
 
 MARGIN_BINS = 5
 CALIBRATION_BINS = 10
@@ -274,6 +283,8 @@ def length_numbers(proxy: np.ndarray, gold: np.ndarray, lengths: np.ndarray) -> 
     proxy_length_correlation, gold_length_correlation   `margin_correlation` with length
                      differences
     length_excess, length_excess_low   |proxy's| minus |gold's|: what gold does not ask for
+    longer_wins, longer_wins_low, longer_wins_high   share of pairs in which gold prefers the longer
+                     response; a tie is half
     length_match, length_match_low   the match that length alone would reach, by "longer wins" or by
                      "shorter wins", whichever is better; a tie is half
     against_length, against_length_low, against_length_high   match of the pairs in which gold's
@@ -301,6 +312,7 @@ def length_numbers(proxy: np.ndarray, gold: np.ndarray, lengths: np.ndarray) -> 
         "gold_length_correlation": of_gold.value,
         "length_excess": excess,
         "length_excess_low": excess - half,
+        **longer_wins.as_numbers("longer_wins"),
         "length_match": by_length.value,
         "length_match_low": by_length.low,
     }
@@ -310,6 +322,49 @@ def length_numbers(proxy: np.ndarray, gold: np.ndarray, lengths: np.ndarray) -> 
         right = (np.sign(proxy_margin[against] * gold_margin[against]) + 1) / 2
         numbers |= share(right, np.nonzero(against)[0]).as_numbers("against_length")
     return numbers | {"by_length_gap": match_by(gap, proxy_margin, gold_margin)}
+
+
+def break_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
+    """(P, M) margins -> is the proxy right in one part of the file's rows, and not in the rest?
+
+    Rows of gold and proxy that are in step up to one row and not after it look like this.
+
+    break_z         the largest difference of two means, of the prompts before and after a row, over
+                    its standard error; 20 prompts and 5% of them on either side. Absent for fewer
+    break_words     match before that row and after it
+    break_best_low  lower bound of the better one of the two
+    break_worst_low, break_worst_high   interval of the other
+    """
+    compared, prompt = compared_pairs(gold)
+    right = (np.sign(proxy[compared] * gold[compared]) + 1) / 2
+    rows = np.unique(prompt)
+    pairs_of_row = np.bincount(prompt)[rows]
+    hits = np.bincount(prompt, weights=right)[rows] / pairs_of_row  # (n,) of the compared prompts
+    n = len(hits)
+    fewest = max(FEWEST_PROMPTS, math.ceil(0.05 * n))
+    if n < 2 * fewest or hits.std() == 0:
+        return {}
+    before = np.arange(fewest, n - fewest + 1)
+    sums = np.cumsum(hits)
+    gap = sums[before - 1] / before - (sums[-1] - sums[before - 1]) / (n - before)
+    z = np.abs(gap) / np.sqrt(hits.var() * (1 / before + 1 / (n - before)))
+    first = rows[before[z.argmax()]]  # the first row after the break
+    parts = []
+    for part in (prompt < first, prompt >= first):
+        parts.append(share(right[part], prompt[part]))
+    words = (
+        f"right in {parts[0].value:.3f} of the pairs before row {first:,} "
+        f"(95%: {parts[0].low:.3f} to {parts[0].high:.3f}), in {parts[1].value:.3f} from it on "
+        f"({parts[1].low:.3f} to {parts[1].high:.3f})"
+    )
+    worst, best = sorted(parts, key=lambda part: part.value)
+    return {
+        "break_z": float(z.max()),
+        "break_words": words,
+        "break_best_low": best.low,
+        "break_worst_low": worst.low,
+        "break_worst_high": worst.high,
+    }
 
 
 def position_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
@@ -487,9 +542,10 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
                     squashed   a monotone function of it, as a sigmoid is
                     shuffled   the same rewards in another order (file_words); only where the
                                margins' correlation is under 0.5
-                    mixed      the same in a part of the rows (same_rows)
+                    mixed      the same in a part of the rows (same_rows), or in some places only
                     other      none of these: of another model, or of other texts
     file_words      what was found, in words
+    file_offset     one constant that is added to all rewards of an equal file, where there is one
     file_tolerance  how far two rewards may be apart and count as equal: 4 times the noise, and half
                     a step of bf16 where the file holds bf16 values
     """
@@ -510,7 +566,11 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
     margins = within_prompt_margins(rewards)
     own_margins = within_prompt_margins(own)
     if alike(rewards - own) or alike(margins - own_margins, math.sqrt(2)):
-        return numbers | {"file_is": "equal", "file_words": "they are the model's own"}
+        numbers |= {"file_is": "equal", "file_words": "they are the model's own"}
+        constant = float(np.median(rewards - own))
+        if abs(constant) > tolerance and alike(rewards - own - constant):
+            numbers["file_offset"] = constant
+        return numbers
 
     def offsets(factor: float) -> np.ndarray:
         return np.median(rewards - factor * own, axis=0)  # (K,)
@@ -548,6 +608,11 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
     if same.mean() > 0.1 + 2 * by_chance.mean():
         rows = np.nonzero(~same)[0]
         words = f"rows {rows[0]:,} to {rows[-1]:,} hold the {(~same).sum():,} that are not"
+        return numbers | {"file_is": "mixed", "same_rows": float(same.mean()), "file_words": words}
+    of_places = (np.abs(rewards - own) <= tolerance).mean(axis=0) >= ALIKE  # (K,)
+    if of_places.any():
+        kept = ", ".join(str(place + 1) for place in np.nonzero(of_places)[0])
+        words = f"every row holds them in the places {kept} alone"
         return numbers | {"file_is": "mixed", "same_rows": float(same.mean()), "file_words": words}
     return numbers
 
@@ -660,6 +725,7 @@ def compare(
         **agreement_too_good(proxy_margin, gold_margin),
         **calibration(proxy_margin, gold_margin),
         **position_numbers(proxy_margin, gold_margin),
+        **break_numbers(proxy_margin, gold_margin),
         **_summary("proxy", proxy),
         **_summary("gold", gold),
         **gold_numbers(proxy, gold, gold_kind, responses),

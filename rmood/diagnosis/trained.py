@@ -16,7 +16,7 @@ from ..files.provenance import read_run_file
 from ..files.tables import Conversation, Pair, local_path, read_pairs, read_responses, read_rewards
 from ..metrics import wilson
 from ..scoring import Scorer
-from ..tokenization import template_facts
+from ..tokenization import render, template_facts
 from . import probes
 from .inputs import PathLike, draw, read_run
 from .measures import bf16_share, resolution, train_numbers
@@ -32,6 +32,7 @@ from .scale import (
 
 NOISE_PROMPTS = 24  # scored in float32 and in bf16
 WHOLE_SAMPLE = 500  # training pairs that a run scored after training are read again, all of them
+NO_SYSTEM_TURN = "\0"  # no system message can be this
 FEW_SYSTEM_MESSAGES = 10  # of more, each is a text of its own prompt
 
 
@@ -53,8 +54,8 @@ def probe(
 
     rewards, gold: (P, K). own: (P, K) what the model gives, where `rewards` are finished ones that
     it is said to have given. numbers: of the comparison. sampled: the run file of the responses, {}
-    where it is not known. full: also plain texts and a linear probe
-    of the start model, which cost about as much as all the rest.
+    where it is not known. full: also plain texts and a linear probe of the start model, which cost
+    about as much as all the rest.
     """
     found: dict = {}
     missing: list[dict] = []
@@ -91,7 +92,7 @@ def probe(
         known = read_pairs(path)
         files = files_behind(path, run)
         found |= sampling_template([*sampled_for(files), sampled], run, stages)
-        of_pairs, not_there = pair_numbers(known, files, run, conversations)
+        of_pairs, not_there = pair_numbers(known, files, run, conversations, scorer.tokenizer)
         found |= of_pairs
         missing += not_there
         drawn, is_recorded = draw_as_recorded(known, run, num_samples, seed, pairs is not None)
@@ -153,13 +154,18 @@ def files_behind(pairs: str, run: dict) -> dict[str, str]:
 
 
 def pair_numbers(
-    pairs: list[Pair], files: dict[str, str], run: dict, conversations: list[list[Conversation]]
+    pairs: list[Pair],
+    files: dict[str, str],
+    run: dict,
+    conversations: list[list[Conversation]],
+    tokenizer,
 ) -> tuple[dict, list[dict]]:
     """What is wrong with the training pairs, and what of that could not be measured.
 
     label_noise, with_gold, least_loss      pairs.label_noise; label_noise_low and _high: its 95%
                                             interval (Wilson)
     duplicate_share, duplicate_share_low    test prompts that are training prompts too
+    train_longer_wins, ..._low, ..._high    share of the pairs whose chosen response is the longer
     dropped_share, max_length               pairs left out because they are longer
     unknown_system_share, system_words      test prompts whose system message no training pair has;
                                             only where these have ten different ones or fewer
@@ -186,7 +192,11 @@ def pair_numbers(
     known = np.array([prompt in training_prompts for prompt in test_prompts], dtype=float)
     duplicates = share(known, np.arange(len(known)))
     numbers |= {"duplicate_share": duplicates.value, "duplicate_share_low": duplicates.low}
-    numbers |= system_numbers(pairs, conversations)
+    numbers |= system_numbers(pairs, conversations, tokenizer)
+    sizes = [[len(side[-1]["content"]) for side in (pair.chosen, pair.rejected)] for pair in pairs]
+    longer = (np.sign(np.array(sizes) @ [1, -1]) + 1) / 2
+    _, prompt = np.unique([pair.prompt_key for pair in pairs], return_inverse=True)
+    numbers |= share(longer, prompt).as_numbers("train_longer_wins")
 
     if "pairs" in run and "held_out_pairs" in run:
         held_out = run["held_out_pairs"] if run["config"].get("eval_share") else 0
@@ -198,11 +208,12 @@ def pair_numbers(
     return numbers, missing
 
 
-def system_numbers(pairs: list[Pair], conversations: list[list[Conversation]]) -> dict:
-    trained = {_system_message(pair.chosen) for pair in pairs}
+def system_numbers(pairs: list[Pair], conversations: list[list[Conversation]], tokenizer) -> dict:
+    absent = "" if is_rendered_alike(tokenizer) else NO_SYSTEM_TURN
+    trained = {_system_message(pair.chosen, absent) for pair in pairs}
     if len(trained) > FEW_SYSTEM_MESSAGES:
         return {}
-    tested = [_system_message(row[0]) for row in conversations]
+    tested = [_system_message(row[0], absent) for row in conversations]
     unknown = [message for message in tested if message not in trained]
     if not unknown:
         return {"unknown_system_share": 0.0}
@@ -210,14 +221,22 @@ def system_numbers(pairs: list[Pair], conversations: list[list[Conversation]]) -
     return {"unknown_system_share": len(unknown) / len(tested), "system_words": words}
 
 
-def _system_message(conversation: Conversation) -> str:
-    """Its system turn; "" where that is empty or absent, which templates render alike or not."""
+def is_rendered_alike(tokenizer) -> bool:
+    """Does the model read the same of an empty system turn as of none?"""
+    question = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    empty = [{"role": "system", "content": ""}, *question]
+    return render(empty, tokenizer) == render(question, tokenizer)
+
+
+def _system_message(conversation: Conversation, absent: str) -> str:
     first = conversation[0]
-    return first["content"].strip() if first["role"] == "system" else ""
+    return first["content"].strip() if first["role"] == "system" else absent
 
 
 def _shown(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:37]}...") if text else "none"
+    if text == NO_SYSTEM_TURN:
+        return "no system turn"
+    return repr(text if len(text) <= 40 else f"{text[:37]}...") if text else "an empty one"
 
 
 def draw_as_recorded(
