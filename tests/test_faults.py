@@ -149,6 +149,7 @@ HEALTHY_MODEL = {
     "batch_over_rounding": 1e-4,
     "read_accuracy": 0.95,
     "plain_accuracy": 0.7,
+    "plain_accuracy_low": 0.63,
     "plain_gain": -0.25,
     "plain_gain_z": -7.0,
     "backbone_moved": 0.3,
@@ -214,8 +215,8 @@ CASES = [
     (
         "chat_template_missing",
         "error",
-        {"plain_gain": 0.021, "plain_gain_z": 3.55},
-        {"plain_gain": 0.019, "plain_gain_z": 3.45},
+        {"plain_gain": 0.021, "plain_gain_z": 3.55, "plain_accuracy_low": 0.51},
+        {"plain_gain": 0.019, "plain_gain_z": 3.45, "plain_accuracy_low": 0.49},
     ),
     ("chat_template_differs", "error", {"template_differs": 1.0}, {"template_differs": 0.0}),
     (
@@ -227,8 +228,14 @@ CASES = [
     (
         "wrong_scored_token",
         "error",
-        {"token_gain": 0.021, "token_gain_z": 3.55, "token_accuracy": 0.97, "token_words": "a pad"},
-        {"token_gain": 0.019, "token_gain_z": 3.45},
+        {
+            "token_gain": 0.021,
+            "token_gain_z": 3.55,
+            "token_accuracy_low": 0.51,
+            "token_accuracy": 0.97,
+            "token_words": "a pad",
+        },
+        {"token_gain": 0.019, "token_gain_z": 3.45, "token_accuracy_low": 0.49},
     ),
     ("wrong_scored_token", "error", {"pad_is_last": 1.0}, {"pad_is_last": 0.0}),
     (
@@ -240,8 +247,14 @@ CASES = [
     (
         "closing_token_cut",
         "error",
-        {"cut_gain": 0.021, "cut_gain_z": 3.55, "cut_accuracy": 0.97, "cut_words": "30"},
-        {"cut_gain": 0.019, "cut_gain_z": 3.45},
+        {
+            "cut_gain": 0.021,
+            "cut_gain_z": 3.55,
+            "cut_accuracy_low": 0.51,
+            "cut_accuracy": 0.97,
+            "cut_words": "30",
+        },
+        {"cut_gain": 0.019, "cut_gain_z": 3.45, "cut_accuracy_low": 0.49},
     ),
     ("closing_token_cut", "warning", {"dropped_share": 0.101}, {"dropped_share": 0.099}),
     (
@@ -817,6 +830,7 @@ def test_a_cause_comes_before_the_symptoms_that_it_brings():
         "wrong_scored_token": {
             "token_gain": 0.3,
             "token_gain_z": 8.0,
+            "token_accuracy_low": 0.9,
             "token_accuracy": 0.9,
             "token_words": "a pad",
         },
@@ -889,7 +903,8 @@ def test_where_the_rewards_are_not_the_model_s_nothing_is_concluded_from_them():
 
 
 def test_where_a_model_is_read_wrongly_its_training_is_not_blamed():
-    misread = {"plain_gain": 0.3, "plain_gain_z": 8.0, "plain_accuracy": 0.95}
+    misread = {"plain_gain": 0.3, "plain_gain_z": 8.0}
+    misread |= {"plain_accuracy": 0.95, "plain_accuracy_low": 0.9}
     found = ids(HEALTHY_MODEL | LITTLE | NOTHING | CHANCE | misread | {"below_recorded": 0.2})
     assert found == ["chat_template_missing", "random_match"]
 

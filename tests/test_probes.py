@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from rmood.batching import Batch, pack
 from rmood.diagnosis import probes
 from rmood.files.rows import write_jsonl
-from rmood.files.tables import read_pairs
+from rmood.files.tables import Pair, read_pairs
 from rmood.scoring import load_scorer
 from rmood.tokenization import encode, render
 
@@ -199,11 +199,16 @@ def test_the_reading_in_which_a_model_knows_its_pairs_is_found(scorer, monkeypat
     ways = {name: half.copy() for name in ("read", "cut_9", *probes.OTHER_TOKENS)}
     ways["a pad after the end"] = right
     monkeypatch.setattr(probes, "readings", lambda *arguments: ways)
-    found, rewards = probes.training_reading(scorer, [], plain=False)
+    pairs = []
+    for number in range(100):
+        turns = [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "a"}]
+        pairs.append(Pair(chosen=turns, rejected=turns))
+    found, rewards = probes.training_reading(scorer, pairs, plain=False)
     assert rewards is ways["read"]
     assert found["read_accuracy"] == 0.5
     assert found["token_words"] == "a pad after the end"
     assert found["cut_words"] == "9"
+    assert 0.9 < found["token_accuracy_low"] < found["token_accuracy"] == 0.97
     assert found["token_gain"] == pytest.approx(0.47)
     assert found["token_gain_z"] == pytest.approx(47**0.5)
     assert "plain_gain" not in found and "plain_accuracy" not in found

@@ -334,7 +334,8 @@ def training_reading(
     The numbers, and (B, 2) rewards of the pairs as they are scored.
 
     read_accuracy     share of pairs ranked right, read at the last token of the rendered text
-    <kind>_accuracy   the same for the best way of each kind: token, cut and plain
+    <kind>_accuracy   the same for the best way of each kind: token, cut and plain;
+                      <kind>_accuracy_low: its lower bound
     <kind>_words      which way that is
     <kind>_gain       for the best kind: its accuracy minus read_accuracy
     <kind>_gain_z     that gain in standard errors (McNemar's test: over the pairs in which just one
@@ -351,13 +352,16 @@ def training_reading(
     for way, rewards in by_way.items():
         is_right[way] = (rewards[:, 0] > rewards[:, 1]).astype(float)
 
+    _, prompt = np.unique([pair.prompt_key for pair in pairs], return_inverse=True)
     found = {"read_accuracy": float(is_right["read"].mean())}
     best_way = {}
     for kind in ("token", "cut", "plain"):
         ways = [way for way in is_right if kind_of(way) == kind]
         if ways:
             best_way[kind] = max(ways, key=lambda way: is_right[way].mean())
-            found[f"{kind}_accuracy"] = float(is_right[best_way[kind]].mean())
+            accuracy = share(is_right[best_way[kind]], prompt)
+            found[f"{kind}_accuracy"] = accuracy.value
+            found[f"{kind}_accuracy_low"] = accuracy.low
             found[f"{kind}_words"] = best_way[kind].removeprefix("cut_")
 
     kind = max(best_way, key=lambda kind: found[f"{kind}_accuracy"])
