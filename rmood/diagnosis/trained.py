@@ -30,7 +30,7 @@ from .scale import (
     towards_gold,
 )
 
-NOISE_PROMPTS = 24  # scored in float32 and in bf16
+NOISE_RESPONSES = 48  # about so many are scored in float32 and in bf16, of 8 prompts or more
 WHOLE_SAMPLE = 500  # training pairs that a run scored after training are read again, all of them
 NO_SYSTEM_TURN = "\0"  # no system message can be this
 FEW_SYSTEM_MESSAGES = 10  # of more, each is a text of its own prompt
@@ -59,7 +59,7 @@ def probe(
     """
     found: dict = {}
     missing: list[dict] = []
-    some = conversations[:NOISE_PROMPTS]
+    some = conversations[: max(8, NOISE_RESPONSES // len(conversations[0]))]
     found |= probes.rounding_numbers(scorer, some)
     found |= resolution(rewards, gold, found["score_noise"])
     found["scored_in"] = probes.backbone_dtype(scorer)
