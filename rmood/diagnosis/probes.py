@@ -210,21 +210,21 @@ def rounding_numbers(scorer: Scorer, conversations: list[list[Conversation]]) ->
                         times finer than bf16, so above 1 it is no rounding: a reward depends on the
                         other rows of its batch.
 
-    conversations: P prompts of K; the five ways use the first eight prompts.
+    conversations: P prompts of K; the five ways use two responses to each of the first eight.
     """
     groups, _ = scorer.groups(conversations)
-    rows = [row for group in groups[:8] for row in group.rows]
+    rows = [row for group in groups[:8] for row in group.rows[:2]]
+    five_ways = (
+        lambda: packed_rewards(scorer, rows),
+        lambda: packed_rewards(scorer, rows[::-1])[::-1],
+        lambda: last_rewards(scorer, rows),
+        lambda: padded_rewards(scorer, rows, "right"),
+        lambda: padded_rewards(scorer, rows, "left"),
+    )
     with in_dtype(scorer.model, torch.float32):
         exact = rewards_of(scorer, groups, "rounding: float32")
-        ways = np.array(
-            [
-                packed_rewards(scorer, rows),
-                packed_rewards(scorer, rows[::-1])[::-1],
-                last_rewards(scorer, rows),
-                padded_rewards(scorer, rows, "right"),
-                padded_rewards(scorer, rows, "left"),
-            ]
-        )  # (5, N)
+        bar = progress_bar(five_ways, desc="packed, padded and alone", unit="way")
+        ways = np.array([rewards() for rewards in bar])  # (5, N)
     with in_dtype(scorer.model, torch.bfloat16):
         rounded = rewards_of(scorer, groups, "rounding: bf16")
     change = (rounded - exact).reshape(len(groups), -1)  # (P, K)
