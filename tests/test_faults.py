@@ -59,6 +59,8 @@ HEALTHY_MODEL = {
     "proxy_at_ends_low": 0.0002,
     "gold_first": 0.5,
     "gold_first_size_low": 0.0,
+    "proxy_first": 0.5,
+    "proxy_first_size_low": 0.0,
     "sampled_here": 1.0,
     "position_bias": 0.01,
     "position_bias_size_low": 0.0,
@@ -363,8 +365,8 @@ CASES = [
     (
         "gold_depends_on_position",
         "error",
-        {"gold_first": 0.6, "gold_first_size_low": 0.051, "sampled_here": 1.0},
-        {"gold_first_size_low": 0.049, "sampled_here": WITHOUT},
+        {"gold_first_size_low": 0.051, "proxy_first_size_low": 0.049, "sampled_here": 1.0},
+        {"gold_first_size_low": 0.049, "proxy_first_size_low": 0.051, "sampled_here": WITHOUT},
     ),
     ("gold_is_length", "warning", {"length_match_low": 0.91}, {"length_match_low": 0.89}),
     (

@@ -372,6 +372,9 @@ def position_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
 
     gold_first           share of the compared pairs in which gold prefers the one written first
     gold_first_size_low  the lower bound of its distance from 1/2, 0 where its interval holds 1/2
+    proxy_first, proxy_first_size_low   the same of the proxy, a tie is half. Where a file has the
+                         better response first, both are far from 1/2; where gold adds a constant
+                         to one place, the proxy's is near it
     position_bias        half of: match where it does, minus match where it prefers the other; 0.1
                          is 0.9 against 0.7. Absent where gold prefers one side only (files that
                          write the chosen response first)
@@ -381,8 +384,13 @@ def position_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
     right = (np.sign(proxy[compared] * gold[compared]) + 1) / 2
     first = gold[compared] > 0
     of_gold = share(first.astype(float), prompt)
-    low = max(0.0, of_gold.low - 0.5, 0.5 - of_gold.high)
-    numbers = {"gold_first": of_gold.value, "gold_first_size_low": low}
+    of_proxy = share((np.sign(proxy[compared]) + 1) / 2, prompt)
+    numbers = {
+        "gold_first": of_gold.value,
+        "gold_first_size_low": _least_distance_from_half(of_gold),
+        "proxy_first": of_proxy.value,
+        "proxy_first_size_low": _least_distance_from_half(of_proxy),
+    }
     if first.all() or not first.any():
         return numbers
     on_first = share(right[first], prompt[first])
@@ -393,6 +401,10 @@ def position_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
         "position_bias": bias,
         "position_bias_size_low": max(0.0, abs(bias) - half),
     }
+
+
+def _least_distance_from_half(estimate: Estimate) -> float:
+    return max(0.0, estimate.low - 0.5, 0.5 - estimate.high)
 
 
 def _half_width(estimate: Estimate) -> float:
