@@ -301,6 +301,12 @@ def test_a_linear_probe_learns_what_frozen_features_hold(scorer, any_model_folde
     gold = np.tile([1.0, 0.0], (20, 1))
     pairs = read_pairs(path)
     found = probes.linear_probe(scorer, any_model_folder, pairs, test, gold, gold)
+    six = [[row[0], row[1], row[0], row[1], row[0], row[0]] for row in test]  # four are read
+    wide = np.concatenate([gold, gold, np.zeros_like(gold)], axis=1)
+    more = probes.linear_probe(scorer, any_model_folder, pairs, six, wide, wide)
+    assert more["probe_match"] == pytest.approx(found["probe_match"])
+    none = probes.linear_probe(scorer, any_model_folder, pairs, test, gold, np.zeros_like(gold))
+    assert none.keys() == {"probe_train_low"}
     assert found["probe_match"] > 0.8
     assert found["gain_over_probe"] == pytest.approx(1 - found["probe_match"])
     assert found["probe_train_low"] > 0.5

@@ -35,6 +35,7 @@ OTHER_TOKENS = {  # where else a reward may be read: its index once a pad follow
 }
 PLAIN_SAMPLE = 40  # pairs on which the best of the plain texts is chosen
 RIDGE = 0.1  # of the features' mean square norm, added to the diagonal of the linear probe
+PROBED_RESPONSES = 4  # test responses to a prompt that the linear probe reads: six pairs
 FOLDS = 5  # of the linear probe's test on the training pairs themselves
 
 
@@ -510,8 +511,11 @@ def linear_probe(
                               fitted on the other four fifths of them
     gain_over_probe, gain_over_probe_high   the proxy's share minus the probe's, on the same pairs
 
-    conversations, rewards, gold: the (P, K) test conversations, the proxy's rewards and gold's.
+    conversations, rewards, gold: the (P, K) test conversations, the proxy's rewards and gold's; the
+    first four of each prompt are read. The last five are absent where gold orders none of these.
     """
+    conversations = [row[:PROBED_RESPONSES] for row in conversations]
+    rewards, gold = rewards[:, :PROBED_RESPONSES], gold[:, :PROBED_RESPONSES]
     dtype = next(scorer.model.backbone.parameters()).dtype
     untrained = load_reward_model(start, dtype, seed=0, device=scorer.process.device).eval()
     base = dataclasses.replace(scorer, model=untrained, name=start)
@@ -531,6 +535,8 @@ def linear_probe(
     groups, _ = base.groups(conversations)
     scores = last_states(base, groups, "linear probe: test responses") @ _ridge(differences)
     x, prompt = towards_gold(scores.reshape(gold.shape), gold)
+    if not len(x):
+        return found
     of_proxy, _ = towards_gold(rewards, gold)
     probe_right = (np.sign(x) + 1) / 2
     gain = mean((np.sign(of_proxy) + 1) / 2 - probe_right, prompt)
