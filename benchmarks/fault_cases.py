@@ -50,7 +50,7 @@ NAMES = {
     "scored token": ("wrong_scored_token",),
     "no template": ("chat_template_missing",),
     "other template": ("chat_template_differs", "sampling_template_differs"),
-    "cut": ("closing_token_cut",),
+    "cut": ("closing_token_cut", "long_pairs_left_out"),
     "system messages": ("system_message_differs",),
     # of the labels and the pairs
     "noisy labels": ("noisy_labels",),

@@ -405,7 +405,7 @@ def test_diagnose_reads_the_run_and_its_training_pairs(dataset, home, capsys):
     assert n["label_noise_low"] < 0.2 < 0.5 < n["label_noise_high"]  # 4 of 12: cannot tell
     assert ids(numbers["findings"]) == [
         "chat_template_differs",
-        "closing_token_cut",
+        "long_pairs_left_out",
         "duplicate_prompts",
         "too_few_prompts",
     ]

@@ -258,7 +258,7 @@ CASES = [
         },
         {"cut_gain": 0.019, "cut_gain_z": 3.45, "cut_accuracy_low": 0.49},
     ),
-    ("closing_token_cut", "warning", {"dropped_share": 0.101}, {"dropped_share": 0.099}),
+    ("long_pairs_left_out", "warning", {"dropped_share": 0.101}, {"dropped_share": 0.099}),
     (
         "dropout_left_on",
         "error",
