@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, zip_longest
+from itertools import chain, combinations, islice, zip_longest
 
 from rmood.cli import opt, parse
 from rmood.errors import UserError, run_script
@@ -69,7 +69,9 @@ def main() -> int:
 
     counts = Counter()  # "kept", and a count for each reason to leave a pair out
     keep = "" if cfg.overwrite else why_to_keep(cfg.target_path)
-    write_jsonl(cfg.target_path, make_rows(cfg, counts), keep)
+    rows = make_rows(cfg, counts)
+    first = list(islice(rows, 1))  # bad inputs are told before a file or folder is made
+    write_jsonl(cfg.target_path, chain(first, rows), keep)
 
     single = counts.pop(SINGLE, 0)
     total = counts.total()

@@ -126,6 +126,16 @@ def record(first: str, second: str) -> dict:
     return row | {"response_1": first, "reward_1": 1.0, "response_2": second, "reward_2": 2.0}
 
 
+def test_a_misspelt_dataset_is_answered_by_the_one_that_is_there(tmp_path, monkeypatch):
+    """And no folder is made for it."""
+    monkeypatch.setenv("RMOOD_HOME", str(tmp_path))
+    (tmp_path / "datasets" / "toy").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", "--dataset", "tooy"])
+    with pytest.raises(UserError, match="did you mean .*datasets/toy[?]"):
+        preprocess.main()
+    assert [path.name for path in (tmp_path / "datasets").iterdir()] == ["toy"]
+
+
 def test_records_of_other_responses_are_refused(run):
     pairs, _ = run([["a", "b"]], [record("a", "b")])
     assert answers(pairs) == [("b", "a")]
