@@ -32,12 +32,12 @@ def one_line(error: Exception, limit: int = 160) -> str:
 
 
 def no_such_file(path: str) -> UserError:
-    """Of a path where nothing is: with the name nearest to the file or folder that is missing."""
+    """Of a path where nothing is; where a folder on its way is missing, with the nearest name."""
     missing = Path(path)
     while not missing.parent.exists():
         missing = missing.parent
     near = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=1)
-    if near:
+    if near and missing != Path(path):  # the files of a folder have similar names
         meant = f"did you mean {missing.parent / near[0]}?"
         return UserError(f"{path}: no such file: {meant} Else run the script that writes it")
     return UserError(f"{path}: no such file: check the path, or run the script that writes it")

@@ -68,6 +68,8 @@ def test_a_misspelt_folder_is_answered_by_the_name_that_is_meant(tmp_path):
     said = str(no_such_file(f"{tmp_path}/toy/rms/rm_prompts.json"))
     assert f"did you mean {tmp_path}/toy/rm?" in said
     assert "check the path" in str(no_such_file(f"{tmp_path}/other/rm.json"))
+    (tmp_path / "gold_rewards.json").touch()  # of two files, neither is meant by the other's name
+    assert "check the path" in str(no_such_file(f"{tmp_path}/old_rewards.json"))
 
 
 def test_an_interruption_says_how_to_continue(run):
