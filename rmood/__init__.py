@@ -23,7 +23,7 @@ if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same se
 if "OMP_WAIT_POLICY" not in os.environ:
     # How long a CPU thread of OpenMP waits busily for the others before it sleeps. By default some
     # milliseconds: beside other jobs they take the core from the thread that is waited for.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Public names, each with the module it comes from. They are imported when first used: torch and
 # transformers take seconds, and comparing two rewards files needs neither.

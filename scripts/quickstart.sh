@@ -29,7 +29,7 @@ source scripts/environment.sh
 # core from others.
 cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}"
-export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 started=$SECONDS
 stage() {

@@ -46,7 +46,7 @@ source scripts/environment.sh
 
 cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 8 ? cores : 8))}"
-export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}" # as in quickstart.sh
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}" # as in quickstart.sh
 
 # bf16 compute only where the CPU multiplies in bf16: elsewhere it is slower than float32.
 precision=float32
