@@ -635,7 +635,7 @@ class Progress:
         }
         if "lost_updates" in metrics:  # else what was measured last
             self.shown["lost"] = f"{metrics['lost_updates']:.0%}"
-        self.bar.set_postfix(self.shown)
+        self.bar.set_postfix(self.shown, refresh=False)  # the next update shows it
 
     def close(self) -> None:
         self.bar.close()

@@ -38,7 +38,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from tqdm import tqdm
 
 from rmood.cli import opt, parse
 from rmood.errors import UserError, one_line, run_script
@@ -46,6 +45,7 @@ from rmood.files.paths import cache_folder, dataset_paths
 from rmood.files.provenance import write_run_file
 from rmood.files.rows import check_writable, read_json, write_json
 from rmood.files.tables import read_prompts, read_responses, read_rewards
+from rmood.progress import progress_bar
 
 COMMIT = "cd543a149df89434d8a54582c0151c0b945c3d20"
 BASE = f"https://raw.githubusercontent.com/tatsu-lab/alpaca_eval/{COMMIT}"
@@ -159,7 +159,7 @@ def fetch() -> Path:
     """The folder with every model's two files, downloaded where they are not there yet."""
     folder = cache_folder() / "alpaca_eval" / COMMIT[:7]
     names = [f"{model}/{file}" for model in MODELS for file in (OUTPUTS, ANNOTATIONS)]
-    for name in tqdm(names, desc="AlpacaEval", unit="file"):
+    for name in progress_bar(names, desc="AlpacaEval", unit="file"):
         path = folder / name
         if path.exists():
             continue

@@ -31,7 +31,6 @@ import tokenizers
 import torch
 import torch.nn.functional as F
 from toygrammar import Task, draw_new_tasks, draw_tasks, ideal_answer, noisy_answer, rule, twins
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rmood.cli import opt, parse
@@ -39,6 +38,7 @@ from rmood.errors import run_script
 from rmood.files.paths import dataset_paths
 from rmood.files.rows import write_json, write_jsonl
 from rmood.files.tables import Conversation, read_responses
+from rmood.progress import progress_bar
 from rmood.schedule import learning_rate, warmup_steps
 
 PAD = "<|endoftext|>"
@@ -231,7 +231,7 @@ def train_sft(
         model.parameters(), lr=config.sft_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     warmup = warmup_steps(len(batches), 0.05)
-    bar = tqdm(batches, desc="SFT", unit="step")
+    bar = progress_bar(batches, desc="SFT", unit="step")
     for step, batch in enumerate(bar, 1):
         # Padding on the right, where a causal model does not see it: no attention mask.
         longest = max(len(rows[i]) for i in batch)
@@ -257,7 +257,7 @@ def train_sft(
         optimizer.step()
         optimizer.zero_grad()
         if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     model.cpu().eval()
 
 

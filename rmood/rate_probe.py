@@ -50,7 +50,7 @@ def probe_rates(
         total=total, desc="rate probe", unit="step", disable=not process.is_main
     ) as bar:
         for rate in rates:
-            bar.set_postfix(rate=f"{rate:.2g}")
+            bar.set_postfix(rate=f"{rate:.2g}", refresh=False)
             losses.append(try_rate(model, optimizer, data, process, cfg, rate, order, bar))
             restore()
     return judged(rates, start, np.array(losses), step_of, prompt)

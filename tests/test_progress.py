@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from conftest import REPOSITORY
 
+import train
 from rmood.progress import progress_bar
 
 
@@ -27,6 +29,19 @@ def test_a_log_file_gets_a_line_every_half_minute(monkeypatch, capsys):
     assert 5 <= len(lines) <= 8  # 200 seconds
     assert all(line.startswith("labelling: ") and "/400" in line for line in lines)
     assert "\r" not in written
+
+
+def test_the_numbers_beside_the_bar_of_training_write_no_lines_of_their_own(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    run = SimpleNamespace(total_steps=400, process=SimpleNamespace(is_main=True))
+    progress = train.Progress(run, SimpleNamespace(step=0))
+    for _ in range(400):
+        clock.now += 0.5
+        progress.add(pairs=8, tokens=100)
+        progress.show({"loss": 0.5, "accuracy": 0.8, "learning_rate": 1e-3})
+    lines = capsys.readouterr().err.splitlines()
+    assert 5 <= len(lines) <= 8
+    assert "loss=0.500, accuracy=0.80" in lines[-1]
 
 
 def test_short_work_writes_nothing(capsys):
