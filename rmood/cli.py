@@ -242,10 +242,12 @@ def _make_parser(config_class, types: dict, description: str, prog: str | None) 
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         words = f"{field.metadata['help']} (default: {_in_words(shown[field.name])})"
+        is_list = isinstance(defaults[field.name], list)
         groups[heading].add_argument(
             _flag(field.name),
             dest=field.name,
-            default=defaults[field.name],
+            # argparse would add a given list to the default one: the config has that
+            default=argparse.SUPPRESS if is_list else defaults[field.name],
             help=words.replace("%", "%%"),
             **_how_to_read(field, types[field.name]),
         )

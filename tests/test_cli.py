@@ -20,6 +20,7 @@ class Config:
     dataset: str = opt("alpacafarm", "names the paths", group="data")
     data_path: str = opt("{pairs}", "pairs")
     models: list[str] = opt([], "several")
+    rates: list[float] = opt([1.0, 2.0], "two")
     lr: float = opt(5e-5, "rate", group="optimization", above=0)
     epochs: int = opt(2, "passes", at_least=1)
     share: float = opt(0.0, "100% sure", at_least=0, at_most=0.5)
@@ -41,6 +42,8 @@ def test_flags_are_read_with_either_sign():
     assert given("--data_path=a_b").data_path == "a_b"
     assert given("--models", "a", "b").models == ["a", "b"]
     assert given("--models", "a", "--models", "b").models == ["a", "b"]
+    assert given().rates == [1, 2]
+    assert given("--rates", "3", "--rates", "4").rates == [3, 4]  # not beside the default ones
     assert given("--overwrite").overwrite
     assert not given("--no-overwrite").overwrite
 
