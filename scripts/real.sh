@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole pipeline on real language, on a laptop's CPU: fetches SmolLM2-135M-Instruct and
 # AlpacaEval (15 models' responses, a GPT-4 judge's log-odds as gold), trains a reward model on
-# them, and ends with a table: what does it know beyond the length of a response? Under an hour on
-# 2 idle cores after installation, 75 minutes on one; docs/real.md explains each stage and the table.
+# them, and ends with a table: what does it know beyond the length of a response? 77 minutes
+# on one of two busy cores after installation; docs/real.md explains each stage and the table.
 #
 #     bash scripts/real.sh [--from-path FOLDER] [--train-prompts N]
 #

@@ -18,7 +18,7 @@ from ..metrics import wilson
 from ..scoring import Scorer
 from ..tokenization import render, template_facts
 from . import probes
-from .inputs import PathLike, draw, read_run
+from .inputs import PathLike, draw, read_run, run_of_responses
 from .measures import bf16_share, resolution, train_numbers
 from .pairs import label_noise
 from .scale import (
@@ -91,7 +91,8 @@ def probe(
     else:
         known = read_pairs(path)
         files = files_behind(path, run)
-        found |= sampling_template([*sampled_for(files), sampled], run, stages)
+        behind_pairs = run_of_responses(files.get("responses", ""))
+        found |= sampling_template([behind_pairs, sampled], run, stages)
         of_pairs, not_there = pair_numbers(known, files, run, conversations, scorer.tokenizer)
         found |= of_pairs
         missing += not_there
@@ -202,7 +203,7 @@ def pair_numbers(
         held_out = run["held_out_pairs"] if run["config"].get("eval_share") else 0
         numbers["dropped_share"] = max(0.0, 1 - (run["pairs"] + held_out) / len(pairs))
         numbers["max_length"] = run["config"]["max_length"]
-    sampled = read_run_file(files.get("responses", "")) or {}
+    sampled = run_of_responses(files.get("responses", ""))
     if "truncated_share" in sampled:
         numbers["truncated_share"] = sampled["truncated_share"]
     return numbers, missing
@@ -309,16 +310,11 @@ def template_numbers(stages: dict[str, dict]) -> dict:
     return {} if differs is None else {"template_differs": differs, "template_words": words}
 
 
-def sampled_for(files: dict[str, str]) -> list[dict]:
-    """The run file of the responses behind the training pairs, if there is one."""
-    found = read_run_file(files.get("responses", ""))
-    return [found] if found else []
-
-
 def sampling_template(sampled: list[dict], run: dict, stages: dict[str, dict]) -> dict:
     """The same between sampling and scoring, where the start model sampled the responses.
 
-    sampled: the run files of the responses behind the training pairs, and of the test responses.
+    sampled: the run files of the responses behind the training pairs, and of the test responses; {}
+    for one that is not there.
     """
     numbers = {}
     for one in sampled:
