@@ -22,8 +22,9 @@ healthy run has no error and no warning. A referee that evaluate.py does not see
 says whether a proxy is healthy, and whether a training fault did any harm; a case of which that is
 not so with this seed is left out and counted.
 
-To add a case: a row in FAULTS or HEALTHY of fault_cases.py, and where it needs a proxy of its own a
-row in TRAININGS. Where a rule of faults.toml is renamed: NAMES, there.
+To add a case: a row in FAULTS or HEALTHY of fault_cases.py (or in REAL_FAULTS or REAL_HEALTHY), and
+where it needs a proxy of its own a row in TRAININGS. Where a rule of faults.toml is renamed: NAMES,
+there.
 """
 
 import random
@@ -38,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import planting
-from fault_cases import FAULTS, HEALTHY, NAMES, REAL, REAL_SIZE, TRAININGS, Case
+from fault_cases import LISTS, NAMES, REAL_SIZE, Case
 from planting import Bench, World
 from tqdm import tqdm
 
@@ -53,8 +54,8 @@ from rmood.files.tables import read_rewards
 @dataclass(frozen=True)
 class Config:
     # fmt: off
-    world: str = opt("toy", "toy: everything is built and trained here; real: faults in the files of a trained proxy", choices=["toy", "real"])
-    model: str = opt("", "real: the folder of the proxy")
+    world: str = opt("toy", "toy: everything is built and trained here; real: a proxy that train.py trained, and others from its start", choices=["toy", "real"])
+    model: str = opt("", "real: the folder of that proxy")
     seeds: int = opt(0, "seed of the world, its proxies and all random faults; 0 and 100 are kept apart", at_least=0)
     only: list[str] = opt([], "these cases alone")
     num_samples: int = opt(0, "training pairs for the probes of evaluate.py; 0: as many as it takes by itself", at_least=0)
@@ -135,7 +136,7 @@ def main() -> None:
         try:
             result = run_case(cfg, world, name)
         except UserError as error:  # the other cases go on
-            result = not_judged(name, f"cannot be planted: {error}")
+            result = not_judged(cfg, name, f"cannot be planted: {error}")
         results.append(result)
         tqdm.write(describe(result), file=sys.stdout)
         sys.stdout.flush()
@@ -145,7 +146,8 @@ def main() -> None:
 
 
 def chosen_cases(cfg: Config) -> list[str]:
-    known = list(REAL) if cfg.world == "real" else [*FAULTS, *HEALTHY]
+    faults, healthy, _ = LISTS[cfg.world]
+    known = [*faults, *healthy]
     if cfg.world == "real" and not cfg.model:
         raise UserError("--world real needs --model: the folder of a proxy that train.py wrote")
     for name in cfg.only:
@@ -155,15 +157,14 @@ def chosen_cases(cfg: Config) -> list[str]:
 
 
 def run_case(cfg: Config, world: World, name: str) -> Result:
-    healthy = name in HEALTHY
-    case = HEALTHY[name] if healthy else FAULTS[name]
+    case, healthy = case_of(cfg, name)
     rng = random.Random(f"{world.seed} {name}")
-    bench = Bench(world, TRAININGS, world.work / "cases" / name, rng)
+    bench = Bench(world, LISTS[cfg.world][2], world.work / "cases" / name, rng)
     bench.folder.mkdir(parents=True, exist_ok=True)
     truth = referee_of(bench, case)
-    reason = left_out(case, truth, tampered(bench, case) or truth, healthy)
+    reason = left_out(bench, case, truth, tampered(bench, case) or truth, healthy)
     if reason:
-        return not_judged(name, reason, truth)
+        return not_judged(cfg, name, reason, truth)
     flags = plant(bench, case, min(case.size, REAL_SIZE) if cfg.model else case.size)
     if cfg.num_samples:
         flags += ["--num-samples", cfg.num_samples]
@@ -186,9 +187,14 @@ def run_case(cfg: Config, world: World, name: str) -> Result:
     )
 
 
-def not_judged(name: str, why: str, truth: dict | None = None) -> Result:
-    case = (FAULTS | HEALTHY)[name]
-    healthy = name in HEALTHY
+def case_of(cfg: Config, name: str) -> tuple[Case, bool]:
+    """(the case, is it a healthy run?)"""
+    faults, healthy, _ = LISTS[cfg.world]
+    return (healthy[name], True) if name in healthy else (faults[name], False)
+
+
+def not_judged(cfg: Config, name: str, why: str, truth: dict | None = None) -> Result:
+    case, healthy = case_of(cfg, name)
     return Result(name, "left out", "", "", why, healthy, case.decidable, [], {}, truth or {})
 
 
@@ -215,11 +221,11 @@ def tampered_copy(bench: Bench, case: Case) -> str:
     return str(copy)
 
 
-def left_out(case: Case, truth: dict, truth_of_fault: dict, healthy: bool) -> str:
+def left_out(bench: Bench, case: Case, truth: dict, truth_of_fault: dict, healthy: bool) -> str:
     """Why a case does not count; "" where it does."""
     if not truth:
         return ""
-    settings = TRAININGS[case.proxy].flags
+    settings = bench.trainings[case.proxy].flags
     asked_for = "--label-temperature" in settings or "--label-smoothing" in settings
     if healthy and not planting.is_healthy(truth, asked_for):
         return f"not healthy by the referee: {in_words(truth)}"

@@ -49,6 +49,7 @@ from rmood.files.tables import (
 TOY_TEST_PROMPTS = 1200  # the first DIAGNOSED for evaluate.py, the others for the referee
 DIAGNOSED = 500
 TOY_RESPONSES = 4  # of each test prompt
+REAL_WORDS = 120  # of a real response, at most: a 135M model reads some 400 tokens a second here
 
 
 # ---- worlds ------------------------------------------------------------------------------------
@@ -173,8 +174,11 @@ class Bench:
     rng: random.Random
 
     def proxy(self, name: str) -> str:
-        """The folder of a trained proxy, which is trained now unless it is there."""
-        if self.world.proxy:
+        """The folder of a trained proxy, which is trained now unless it is there.
+
+        In the real world a name that has no training is the proxy that was given.
+        """
+        if self.world.proxy and name not in self.trainings:
             return self.world.proxy
         folder = self.world.work / "trained" / name
         training = self.trainings[name]
@@ -192,8 +196,7 @@ class Bench:
         target = self.folder / "start-with-head"
         proxy = self.proxy(name)
         copy_model(proxy, target)
-        start = read_json(str(Path(proxy, "run.json")))["config"]["model_name"]
-        replace_backbone(target, start)
+        replace_backbone(target, start_of(self.world))
         return str(target)
 
 
@@ -203,6 +206,8 @@ def train_proxy(world: World, training: Training, folder: Path, name: str) -> No
 
     rng = random.Random(f"{world.seed} {name}")
     rows = read_lines(world.paths["pairs"])
+    if world.proxy:
+        rows = [row for row in rows if is_short_pair(row)]
     if training.pairs:
         rows = [rows[i] for i in sorted(rng.sample(range(len(rows)), training.pairs))]
     if training.change:
@@ -219,7 +224,7 @@ def train_proxy(world: World, training: Training, folder: Path, name: str) -> No
         write_jsonl(str(data), rows)
         dataset = "without-gold"
 
-    files = ["--dataset", dataset, "--model-name", world.paths["sft"], "--data-path", str(data)]
+    files = ["--dataset", dataset, "--model-name", start_of(world), "--data-path", str(data)]
     files += ["--output-dir", str(folder / "rm"), "--overwrite"]
     seed = ["--seed", str(1000 * world.seed + training.seed)]
     argv = ["train.py", *files, *seed, "--batch-size", "32", *training.flags.split()]
@@ -232,8 +237,24 @@ def train_proxy(world: World, training: Training, folder: Path, name: str) -> No
         stack.enter_context(mock.patch.object(train.distributed, "catch_signals", list))
         stack.enter_context(patch)
         train.main()
-    truth = referee(world, str(folder / "rm"), str(data))
-    write_json(str(folder / "truth.json"), truth)
+    if not world.proxy:
+        truth = referee(world, str(folder / "rm"), str(data))
+        write_json(str(folder / "truth.json"), truth)
+
+
+def start_of(world: World) -> str:
+    """The folder of the model that the world's proxies are trained from."""
+    if world.proxy:
+        return read_json(str(Path(world.proxy, "run.json")))["config"]["model_name"]
+    return world.paths["sft"]
+
+
+def is_short_pair(row: dict) -> bool:
+    return all(is_short(row[side][-1]["content"]) for side in ("chosen", "rejected"))
+
+
+def is_short(text: str) -> bool:
+    return len(text.split()) <= REAL_WORDS
 
 
 def read_lines(path: str) -> list[dict]:
@@ -322,9 +343,13 @@ def write_test_files(
     """
     paths = bench.world.paths
     size = min(size or DIAGNOSED, DIAGNOSED)
-    prompts = read_prompts(paths["test_prompts"])[:size]
-    texts = [row[:responses_each] for row in read_responses(paths["test_responses"])[:size]]
-    gold = np.array(read_rewards(paths["test_rewards"]))[:size, :responses_each]
+    places = test_places(bench.world, responses_each)[:size]
+    all_prompts = read_prompts(paths["test_prompts"])
+    all_texts = read_responses(paths["test_responses"])
+    all_gold = read_rewards(paths["test_rewards"])
+    prompts = [all_prompts[row] for row, _ in places]
+    texts = [[all_texts[row][column] for column in columns] for row, columns in places]
+    gold = np.array([[all_gold[row][column] for column in columns] for row, columns in places])
     if change_texts:
         texts, gold = change_texts(texts, gold, bench.rng)
 
@@ -336,7 +361,7 @@ def write_test_files(
         str(files.responses),
         [{f"response_{i}": text for i, text in enumerate(row, 1)} for row in texts],
     )
-    sampled = first_rows(read_run_file(paths["test_responses"]) or {}, size, responses_each)
+    sampled = run_of_places(read_run_file(paths["test_responses"]) or {}, places)
     write_run_beside(files.responses, sampled, prompts=files.prompts)
     write_rewards(files.gold, gold, read_run_file(paths["test_rewards"]) or {}, files)
     files.conversations = join_conversations(prompts, texts)
@@ -368,14 +393,28 @@ def sample_test_files(bench: Bench, size: int, flags: tuple[str, ...]) -> Files:
     return files
 
 
-def first_rows(sampled: dict, size: int, responses_each: int) -> dict:
-    """A run file of sample.py, of so many rows and responses: how each of them ended."""
+def test_places(world: World, responses_each: int) -> list[tuple[int, list[int]]]:
+    """The test responses that are read: (row of the prompt, K places in it).
+
+    In the real world the first K short ones of each prompt that has K of them.
+    """
+    places = []
+    for row, texts in enumerate(read_responses(world.paths["test_responses"])):
+        read = [i for i, text in enumerate(texts) if not world.proxy or is_short(text)]
+        if len(read) >= responses_each:
+            places.append((row, read[:responses_each]))
+    return places
+
+
+def run_of_places(sampled: dict, places: list[tuple[int, list[int]]]) -> dict:
+    """A run file of sample.py, of these responses alone: how each of them ended."""
     if "finish" not in sampled:
         return sampled
-    rows = [row.split()[:responses_each] for row in sampled["finish"][:size]]
+    words = [row.split() for row in sampled["finish"]]
+    rows = [[words[row][column] for column in columns] for row, columns in places]
     reasons = Counter(reason for row in rows for reason in row)
     finish = [" ".join(row) for row in rows]
-    config = sampled.get("config", {}) | {"num_responses": responses_each}
+    config = sampled.get("config", {}) | {"num_responses": len(places[0][1])}
     return sampled | {"finish": finish, "finish_reasons": dict(reasons), "config": config}
 
 

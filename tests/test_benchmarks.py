@@ -380,21 +380,25 @@ def test_advice_is_read_with_its_negations(text, what, advised):
     assert planted_faults.is_advised(what, text) == advised
 
 
-def test_the_cases_are_many_and_name_what_exists():
-    faults, healthy = fault_cases.FAULTS, fault_cases.HEALTHY
-    assert len(faults) >= 40
-    assert len(healthy) >= 20
-    assert len(fault_cases.REAL) >= 8
-    assert not set(fault_cases.REAL) - set(faults)
+def test_the_cases_are_many():
+    assert len(fault_cases.FAULTS) >= 40 and len(fault_cases.HEALTHY) >= 20
+    assert len(fault_cases.REAL_FAULTS) >= 8
+
+
+@pytest.mark.parametrize("world", fault_cases.LISTS)
+def test_the_cases_name_what_exists(world):
+    faults, healthy, trainings = fault_cases.LISTS[world]
+    assert not set(faults) & set(healthy)
     for name, case in (faults | healthy).items():
         assert set(case.accept) <= set(fault_cases.NAMES), name
         assert set(case.forbid) <= set(planted_faults.ADVICE), name
         assert case.size in (50, 100, 200, 500), name
         assert bool(case.accept) == (name in faults), name
     used = {case.proxy for case in (faults | healthy).values()}
-    assert used == set(fault_cases.TRAININGS)
-    for name in fault_cases.REAL:  # of one proxy: nothing of them changes its training
-        assert faults[name].proxy == "hard" and not faults[name].sampling, name
+    given = {"hard"} if world == "real" else set()  # the proxy of --model
+    assert used - given == set(trainings)
+    for name in fault_cases.REAL_FILES:
+        assert not faults[name].sampling, name
 
 
 def test_every_name_of_a_fault_is_one_of_faults_toml():
@@ -485,11 +489,11 @@ def test_faults_of_gold_do_what_they_say(tmp_path):
     assert 0 <= fault_cases.gold_through_sigmoid(gold, None, bench).min()
 
 
-@pytest.mark.parametrize("name", sorted(fault_cases.TRAININGS))
+@pytest.mark.parametrize("name", sorted(fault_cases.TRAININGS | fault_cases.REAL_TRAININGS))
 def test_the_functions_of_train_py_that_are_replaced_exist_and_come_back(name):
     import train
 
-    patch = fault_cases.TRAININGS[name].patch
+    patch = (fault_cases.TRAININGS | fault_cases.REAL_TRAININGS)[name].patch
     before = dict(vars(train))
     if patch:
         with patch():
