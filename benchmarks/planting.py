@@ -205,9 +205,7 @@ def train_proxy(world: World, training: Training, folder: Path, name: str) -> No
     import train
 
     rng = random.Random(f"{world.seed} {name}")
-    rows = read_lines(world.paths["pairs"])
-    if world.proxy:
-        rows = [row for row in rows if is_short_pair(row)]
+    rows = short_pairs(world) if world.proxy else read_lines(world.paths["pairs"])
     if training.pairs:
         rows = [rows[i] for i in sorted(rng.sample(range(len(rows)), training.pairs))]
     if training.change:
@@ -249,8 +247,15 @@ def start_of(world: World) -> str:
     return world.paths["sft"]
 
 
-def is_short_pair(row: dict) -> bool:
-    return all(is_short(row[side][-1]["content"]) for side in ("chosen", "rejected"))
+def short_pairs(world: World) -> list[dict]:
+    """The short pairs of the real world, as rows of a pairs file."""
+    rows = []
+    for pair in read_pairs(world.paths["pairs"]):
+        if is_short(pair.chosen[-1]["content"]) and is_short(pair.rejected[-1]["content"]):
+            row = {"chosen": pair.chosen, "rejected": pair.rejected, "index": pair.index}
+            rewards = {"chosen_reward": pair.chosen_reward, "rejected_reward": pair.rejected_reward}
+            rows.append(row | rewards)
+    return rows
 
 
 def is_short(text: str) -> bool:
