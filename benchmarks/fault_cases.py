@@ -43,6 +43,7 @@ NAMES = {
     "overconfident": ("overconfident_rewards",),
     "squeezed": ("squeezed_rewards",),
     "bf16 weights": ("bf16_updates_lost",),
+    "decayed": ("weight_decay_too_high",),
     "frozen": ("backbone_frozen",),
     "centred": ("rewards_overcentred",),
     "dropout": ("dropout_left_on",),
@@ -752,7 +753,7 @@ FAULTS = {
     "pure_bf16": Case(
         ("bf16 weights", "rate too low"), proxy="pure_bf16", size=200, harm=loses(0.78)
     ),
-    "decayed": Case(LEARNED_LITTLE, proxy="decayed", harm=loses(0.77)),
+    "decayed": Case(("decayed", *LEARNED_LITTLE), proxy="decayed", harm=loses(0.77)),
     "smoothing_40": Case(("squeezed",), MORE, note=True, proxy="smoothing_40", harm=scale_outside),
     "temperature_30": Case(
         ("squeezed",), MORE, note=True, proxy="temperature_30", harm=scale_outside

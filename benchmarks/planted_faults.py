@@ -74,6 +74,7 @@ OBSERVATIONS = {
     "poor_generalization",
     "random_match",
     "rounding_hides_order",
+    "test_pairs_differ",
     "tied_rewards",
     "training_failed",
 }

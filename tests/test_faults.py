@@ -57,6 +57,14 @@ HEALTHY_MODEL = {
     "gold_at_ends_low": 0.0002,
     "proxy_at_ends": 0.001,
     "proxy_at_ends_low": 0.0002,
+    "gold_repeated": 0.002,
+    "gold_repeated_low": 0.0005,
+    "gold_repeated_value": 1.25,
+    "gold_repeated_over": 1.0,
+    "proxy_repeated": 0.002,
+    "proxy_repeated_low": 0.0005,
+    "proxy_repeated_value": 0.5,
+    "proxy_repeated_over": 1.0,
     "gold_first": 0.5,
     "gold_first_size_low": 0.0,
     "proxy_first": 0.5,
@@ -107,6 +115,18 @@ HEALTHY_MODEL = {
     "train_longer_wins": 0.6,
     "train_longer_wins_low": 0.57,
     "train_longer_wins_high": 0.63,
+    "equal_sides": 0.0,
+    "equal_sides_low": 0.0,
+    "foreign_share": 0.0,
+    "foreign_share_low": 0.0,
+    "pairs_are_new": 1.0,
+    "cue": "of the chosen response: it has several lines",
+    "cue_right": 0.6,
+    "cue_right_low": 0.57,
+    "cue_right_high": 0.63,
+    "cue_test_right": 0.58,
+    "cue_test_right_low": 0.55,
+    "cue_test_right_high": 0.61,
     "dropped_share": 0.0,
     "max_length": 2048,
     "unknown_system_share": 0.0,
@@ -121,6 +141,7 @@ HEALTHY_MODEL = {
     "run_epochs": 2,
     "run_batch_size": 32,
     "run_precision": "float32",
+    "run_weight_decay": 0.0,
     "asked_to_squeeze": 0.0,
     "asked_words": "",
     "steps": 240,
@@ -130,6 +151,10 @@ HEALTHY_MODEL = {
     "update_ratio": 0.002,
     "update_ratio_max": 0.004,
     "grad_norm_backbone_max": 2.0,
+    "new_accuracy": 0.83,
+    "new_accuracy_low": 0.8,
+    "new_accuracy_high": 0.86,
+    "rate_sum": 0.07,
     "last_loss": 0.2,
     "last_loss_low": 0.15,
     "last_loss_high": 0.25,
@@ -168,6 +193,8 @@ HEALTHY_MODEL = {
     "pad_id": 2,
     "template_differs": 0.0,
     "sampling_template_differs": 0.0,
+    "sampling_differs": 0.0,
+    "gold_differs": 0.0,
     "template_words": "the chat templates differ: training 1234, scoring 5678",
 }
 WITHOUT = None  # a number that was not measured
@@ -185,11 +212,12 @@ LITTLE = {
     "right": 0.74,
     "right_low": 0.71,
     "right_high": 0.77,
+    "new_accuracy": 0.7,
     "last_accuracy_low": 0.66,
     "below_recorded": -0.1,
 }
 NOTHING = {"train_right_low": 0.45, "train_right": 0.5, "train_right_high": 0.599}
-CHANCE = {"right_low": 0.47, "right": 0.5, "right_high": 0.53}
+CHANCE = {"right_low": 0.47, "right": 0.5, "right_high": 0.53, "new_accuracy": 0.5}
 
 # A case for each block of faults.toml, in its order. id, severity: numbers of a model that has the
 # fault, barely; and for each condition of the block a value with which it has not.
@@ -306,6 +334,32 @@ CASES = [
         {"label_noise_low": 0.049, "label_noise_high": 0.505},
     ),
     (
+        "pairs_not_of_responses",
+        "warning",
+        {"foreign_share": 0.08, "foreign_share_low": 0.051},
+        {"foreign_share_low": 0.049},
+    ),
+    (
+        "identical_responses",
+        "warning",
+        {"equal_sides": 0.55, "equal_sides_low": 0.505},
+        {"equal_sides_low": 0.495},
+    ),
+    (
+        "annotation_artifact",
+        "warning",
+        # by hand: 0.86 - 0.54884 less the root of 0.05^2 + 0.2^2, which is 0.20616: 0.105
+        {
+            "cue_right": 0.86,
+            "cue_right_low": 0.81,
+            "cue_right_high": 0.91,
+            "cue_test_right": 0.54884,
+            "cue_test_right_low": 0.34884,
+            "cue_test_right_high": 0.74884,
+        },
+        {"cue_right_low": 0.79, "cue_test_right": 0.5555},
+    ),
+    (
         "duplicate_prompts",
         "warning",
         {"duplicate_share": 0.02, "duplicate_share_low": 0.0102},
@@ -361,6 +415,23 @@ CASES = [
         {"gold_unsure": 0.0345, "gold_kind_said": 0.0},
         {"gold_unsure": 0.0355, "gold_kind_said": 1.0},
     ),
+    (
+        "repeated_reward",
+        "warning",
+        {"gold_repeated": 0.08, "gold_repeated_low": 0.051, "gold_repeated_over": 10.5},
+        {"gold_repeated_low": 0.049, "gold_repeated_over": 9.5},
+    ),
+    (
+        "repeated_reward",
+        "warning",
+        {
+            "proxy_repeated": 0.08,
+            "proxy_repeated_low": 0.051,
+            "proxy_repeated_over": 10.5,
+            "scored_in": WITHOUT,
+        },
+        {"proxy_repeated_low": 0.049, "proxy_repeated_over": 9.5, "scored_in": "float32"},
+    ),
     ("gold_saturated", "warning", {"gold_at_ends_low": 0.102}, {"gold_at_ends_low": 0.098}),
     (
         "gold_depends_on_position",
@@ -381,6 +452,25 @@ CASES = [
         "warning",
         {"break_z": 5.1, "break_best_low": 0.61, "break_worst_low": 0.49, "break_worst_high": 0.59},
         {"break_z": 4.9, "break_best_low": 0.59, "break_worst_low": 0.51, "break_worst_high": 0.61},
+    ),
+    (
+        "gold_differs",
+        "note",
+        {"gold_differs": 1.0, "gold_words": "training rewards by a, test rewards by b"},
+        {"gold_differs": 0.0},
+    ),
+    (
+        "sampling_differs",
+        "note",
+        {"sampling_differs": 1.0, "sampling_words": "--temperature 1.0 for training, 0.2"},
+        {"sampling_differs": 0.0},
+    ),
+    (
+        "test_pairs_differ",
+        "warning",
+        # by hand: 0.936 - 0.845 less the root of 0.03^2 + 0.025^2, which is 0.0391: 0.0519
+        {"new_accuracy": 0.936, "new_accuracy_low": 0.906, "new_accuracy_high": 0.966},
+        {"new_accuracy": 0.932},
     ),
     # the run
     ("backbone_frozen", "error", {"backbone_moved": 0.95e-12}, {"backbone_moved": 1.05e-12}),
@@ -408,6 +498,12 @@ CASES = [
         "warning",
         {"backbone_moved": 1.02, "scale_word": "overconfident"},
         {"backbone_moved": 0.98, "scale_word": "calibrated"},
+    ),
+    (
+        "weight_decay_too_high",
+        "error",
+        LITTLE | {"run_weight_decay": 10.4},  # 1 - exp(-0.07 * 10.4) is 0.517
+        {"run_weight_decay": 9.5, "train_bits_high": 0.51},
     ),
     (
         "bf16_updates_lost",
@@ -672,6 +768,18 @@ HIDDEN = [
     ("rewards_shuffled", "error", "probe_train_low", "gold_is_length"),
     ("rewards_shuffled", "error", "probe_train_low", "gold_depends_on_position"),
     ("memorised", "warning", "learning_word", "rewards_shuffled"),
+    ("memorised", "warning", "learning_word", "test_pairs_differ"),
+    ("memorised", "warning", "learning_word", "annotation_artifact"),
+    ("rewards_shuffled", "error", "probe_train_low", "annotation_artifact"),
+    ("test_pairs_differ", "warning", "new_accuracy", "rewards_mixed"),
+    ("test_pairs_differ", "warning", "new_accuracy", "wrong_scored_token"),
+    ("test_pairs_differ", "warning", "new_accuracy", "gold_is_length"),
+    ("repeated_reward", "warning", "gold_repeated_low", "gold_saturated"),
+    ("repeated_reward", "warning", "proxy_repeated_low", "rewards_saturated"),
+    ("weight_decay_too_high", "error", "run_weight_decay", "wrong_scored_token"),
+    ("learning_rate_too_high", "error", "backbone_moved", "weight_decay_too_high"),
+    ("learning_rate_too_high", "error", "update_ratio_max", "weight_decay_too_high"),
+    ("learning_rate_too_low", "warning", "run_epochs", "weight_decay_too_high"),
     ("memorised", "warning", "learning_word", "wrong_scored_token"),
     ("learning_rate_too_low", "warning", "run_epochs", "bf16_updates_lost"),
     ("learning_rate_too_low", "warning", "run_epochs", "learning_rate_too_high"),
@@ -706,6 +814,9 @@ GIVEN_AS = {
     "squeeze_asked": "asked_to_squeeze",
     "train_said": "train_loss",
     "length_shift_low": "longer_wins",
+    "cue_lost": "cue_test_right",
+    "test_shortfall": "new_accuracy",
+    "run_decay": "run_weight_decay",
 }
 BLOCKS = faults.read_faults()
 

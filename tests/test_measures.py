@@ -522,6 +522,35 @@ def test_training_summary_is_the_last_tenth():
     assert training_summary([{"step": 1, "eval_loss": 1.0}]) == {}
 
 
+def test_the_last_quarter_of_epoch_1_is_held_out():
+    """40 steps of epoch 1, the last ten 0.8 right; epoch 2 has seen them all."""
+    accuracies = [0.5] * 30 + [0.75, 0.85] * 5 + [1.0] * 40
+    metrics = [
+        {"step": i + 1, "epoch": 1 + i // 40, "loss": 0.5, "accuracy": a, "learning_rate": 0.01}
+        for i, a in enumerate(accuracies)
+    ]
+    found = training_summary(metrics)
+    assert found["new_accuracy"] == pytest.approx(0.8)
+    half = 1.96 * 0.05 / math.sqrt(10)  # by hand, but for n - 1
+    assert found["new_accuracy_high"] - 0.8 == pytest.approx(half, rel=0.1)
+    assert found["rate_sum"] == pytest.approx(0.8)
+    assert "new_accuracy_low" not in training_summary(metrics[:8])  # its last quarter is two steps
+
+
+def test_a_default_among_gold_s_rewards_is_counted():
+    """A tenth of them exactly 0; rounding repeats many values, and none much more than the next."""
+    rng = np.random.default_rng(0)
+    gold = rng.normal(size=(200, 2))
+    proxy = gold + rng.normal(size=gold.shape)
+    assert compare(proxy, gold)["gold_repeated_over"] == 1.0
+    failed = np.where(rng.random(gold.shape) < 0.1, 0.0, gold)
+    found = compare(proxy, failed)
+    assert found["gold_repeated"] == pytest.approx(0.1, abs=0.03)
+    assert (found["gold_repeated_value"], found["gold_repeated_over"] > 10) == (0.0, True)
+    assert compare(proxy, np.round(gold, 1))["gold_repeated_over"] < 2
+    assert "gold_repeated" not in compare(proxy, np.clip(np.round(gold) + 3, 1, 5))  # a rating
+
+
 def test_training_summary_of_the_updates():
     """Means of lost_updates and update_kept, the 90% quantile of the ratio, the largest norm."""
     unmeasured = {"step": 9, "loss": 0.5, "grad_norm_backbone": 0.1}  # between two --log-every

@@ -47,7 +47,7 @@ def compared() -> dict:
 
 
 def summarised() -> dict:
-    names = ["loss", "accuracy", "lost_updates", "update_kept", "update_ratio"]
+    names = ["loss", "accuracy", "lost_updates", "update_kept", "update_ratio", "learning_rate"]
     line = dict.fromkeys([*names, "grad_norm_backbone"], 0.5)
     return training_summary([line | {"step": step, "epoch": 1} for step in range(1, 9)])
 
@@ -82,9 +82,10 @@ def composed_names() -> set[str]:
     summary = ("mean", "std", "min", "max", "q05", "q25", "q50", "q75", "q95", "bf16_share")
     names |= {f"{side}_{name}" for side in ("proxy", "gold") for name in summary}
     names |= {f"{part}_{name}" for part in ("running", "eval") for name in ("loss", "accuracy")}
-    names |= {f"run_{name}" for name in ("lr", "epochs", "batch_size", "precision")}
+    names |= {f"run_{name}" for name in ("lr", "epochs", "batch_size", "precision", "weight_decay")}
     for side in ("proxy", "gold"):
-        names |= {f"{side}_at_ends"}
+        names |= {f"{side}_at_ends", f"{side}_repeated"}
+        names |= {f"{side}_repeated_{what}" for what in ("value", "over")}
     measures = ("accuracy", "gain", "gain_z", "words")
     for reading in ("token", "cut", "plain"):
         names |= {f"{reading}_{measure}" for measure in measures}
@@ -118,7 +119,8 @@ def test_faults_know_every_number_of_the_comparison_and_the_run():
     assert set(numbers["against_gold"]) == scalars
     assert set(numbers["training_run"]) >= summarised().keys()
     assert set(numbers["training_pairs"]) >= label_noise(GOOD, None, RESPONSES, GOLD).keys()
-    all_of_it = dict.fromkeys([*numbers["against_gold"], *numbers["training_pairs"]], 0.5)
+    groups = ("against_gold", "training_run", "training_pairs")
+    all_of_it = dict.fromkeys([name for group in groups for name in numbers[group]], 0.5)
     followed = faults.derived(all_of_it | {"score_noise": 0.1})
     assert set(numbers["derived"]) == followed.keys()
 

@@ -1,8 +1,16 @@
 """Training pairs against the gold rewards that they were made from."""
 
+import numpy as np
 import pytest
 
-from rmood.diagnosis.pairs import label_noise, pairs_against_gold, sides_in_row
+from rmood.diagnosis.pairs import (
+    cue_numbers,
+    equal_sides,
+    label_noise,
+    not_of_their_row,
+    pairs_against_gold,
+    sides_in_row,
+)
 from rmood.files.tables import Pair
 
 
@@ -123,3 +131,61 @@ def test_labels_are_compared_with_the_gold_file_or_the_pairs_own_rewards():
         pair(1, "x", "y", chosen_reward=2.0, rejected_reward=1.0),
     ]
     assert label_noise(own, None, None, None)["label_noise"] == 0.5
+
+
+def test_texts_that_are_not_in_the_row_which_a_pair_names_are_counted():
+    """A text of another prompt, and one that was edited; pairs without a row say nothing."""
+    assert not_of_their_row(GOOD, RESPONSES) == {
+        "foreign_share": 0.0,
+        "foreign_share_low": pytest.approx(0.0),
+    }
+    foreign = [pair(0, "a", "c", index=0), pair(1, "d ", "c", index=1)]
+    assert not_of_their_row([*GOOD[:2], *foreign], RESPONSES)["foreign_share"] == 0.5
+    assert not_of_their_row([pair(0, "x", "y")], RESPONSES) == {}
+
+
+def test_pairs_of_one_text_are_counted():
+    pairs = [pair(0, "a", "a"), pair(1, "a", "b"), pair(2, "c", "c"), pair(3, "d", "d")]
+    assert equal_sides(pairs)["equal_sides"] == 0.75
+
+
+def marked(count: int, mark: str) -> list[Pair]:
+    """Of nine in ten pairs the chosen text alone ends with the mark."""
+    return [
+        pair(i, f"text {i}" + (mark if i % 10 else ""), f"text x{i}", index=i) for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "mark, words",
+    [
+        ("\n", "it ends in white space"),
+        ("<|im_end|>", "it has a template's token"),
+        ("</s>", "it has a template's token"),
+        (" indeed", "it ends with 'indeed'"),
+        (".", "its last letter is no full stop, ! or ?"),
+    ],
+)
+def test_a_mark_that_tells_chosen_from_rejected_is_found(mark, words):
+    """0.9 of the pairs by it, and half of the tenth that it leaves open: 0.95."""
+    gold = np.array([[1.0, 0.0]] * 40)
+    plain = [["a b", "c d"]] * 40
+    found = cue_numbers(marked(200, mark), plain, gold)
+    side = "rejected" if mark == "." else "chosen"  # it is the other one that has no full stop
+    assert found["cue"] == f"of the {side} response: {words}"
+    assert found["cue_right"] == pytest.approx(0.95)
+    assert found["cue_test_right"] == 0.5
+    on_test = cue_numbers(marked(200, mark), [[f"a b{mark}", "c d"]] * 40, gold)
+    assert on_test["cue_test_right"] == 1.0
+    turned = cue_numbers(marked(200, mark), [[f"a b{mark}", "c d"]] * 40, -gold)
+    assert turned["cue_test_right"] == 0.0
+
+
+def test_texts_that_look_alike_have_no_mark():
+    rng = np.random.default_rng(0)
+    letters = [["".join(rng.choice(list("abcd. "), 9)) for _ in range(2)] for _ in range(300)]
+    pairs = [pair(i, *both) for i, both in enumerate(letters)]
+    gold = rng.normal(size=(300, 2))
+    found = cue_numbers(pairs, letters, gold)
+    assert found["cue_right_high"] < 0.7
+    assert cue_numbers(pairs, letters, np.zeros((300, 2))) == {}  # gold orders nothing

@@ -12,7 +12,13 @@ from conftest import REPOSITORY, make_pairs, make_prompt
 from transformers import AutoModelForSequenceClassification
 
 from rmood.diagnosis import run
-from rmood.diagnosis.trained import sampling_template, system_numbers
+from rmood.diagnosis.trained import (
+    gold_models,
+    pairs_are_new,
+    sampling_numbers_differ,
+    sampling_template,
+    system_numbers,
+)
 from rmood.errors import UserError
 from rmood.files.rows import write_json, write_jsonl
 from rmood.files.tables import Pair, join_conversations, read_pairs
@@ -431,3 +437,37 @@ def test_test_responses_that_were_sampled_by_another_template_are_found():
     # another model's responses have its own template, rightly; and {} is no run file
     of_another = {"config": {"model_name": "models/other"}, "rendered_sha256": "c" * 64}
     assert sampling_template([of_another, {}], trained, stages) == {}
+
+
+def test_another_sampling_model_or_setting_is_found_by_the_run_files():
+    """As paths of one folder or another; a file that sample.py did not write says nothing."""
+    train = {"config": {"model_name": "/a/models/sft", "temperature": 1.0, "max_tokens": 256}}
+    same = {"config": train["config"] | {"model_name": "models/sft"}}
+    assert sampling_numbers_differ(train, same) == {"sampling_differs": 0.0, "sampling_words": ""}
+    colder = {"config": train["config"] | {"temperature": 0.2}}
+    found = sampling_numbers_differ(train, colder)
+    assert found["sampling_differs"] == 1.0
+    assert found["sampling_words"] == "--temperature 1.0 for training, 0.2 for the test"
+    assert sampling_numbers_differ(train, {}) == {}
+
+
+def test_two_gold_models_are_found_by_the_run_files():
+    one, other = ({"config": {"model_name": f"models/{name}"}} for name in ("a", "b"))
+    assert gold_models(one, one) == {"gold_differs": 0.0}
+    assert gold_models(one, other)["gold_words"] == "training rewards by a, test rewards by b"
+    assert gold_models(one, {}) == {}
+
+
+def test_pairs_are_new_in_epoch_1_where_each_prompt_comes_in_one_step():
+    def pair(i: int, **more) -> Pair:
+        side = [{"role": "user", "content": f"prompt {i}"}, {"role": "assistant", "content": "a"}]
+        return Pair(chosen=side, rejected=side, **more)
+
+    run = {"config": {}}
+    once = [pair(i) for i in range(100)]
+    assert pairs_are_new(once, {}, run) == 1.0
+    assert pairs_are_new(once * 2, {}, run) == 0.0  # a pair that was seen is not held out
+    groups = [pair(i // 6, group=i // 6) for i in range(60)]  # all six pairs of a prompt at once
+    assert pairs_are_new(groups, {}, run) == 1.0
+    assert pairs_are_new(once, {"config": {"min_margin": 2.0}}, run) == 0.0  # easier ones
+    assert pairs_are_new(once, {}, {"config": {"mix": ["other.jsonl"]}}) == 0.0

@@ -99,7 +99,7 @@ def _too_few(numbers: dict) -> set[str]:
             hidden -= set(OF_ALL_PAIRS)
         hidden |= {"learning_word", "resolution_low", "gain_over_probe_high", "probe_match_high"}
         hidden |= {"cost_memorised", "cost_scale", "cost_length", "twin_over_noise"}
-        hidden |= {"length_shift_low"}
+        hidden |= {"length_shift_low", "test_shortfall", "cue_lost"}
     if numbers.get("train_prompts", FEWEST_PROMPTS) < FEWEST_PROMPTS:
         hidden |= {name for name in numbers if name.startswith(("train_", "read_"))}
         hidden |= {"unlearned", "learning_word", "cost_unlearned", "below_recorded"}
@@ -146,6 +146,11 @@ def derived(numbers: dict) -> dict:
     twin_over_noise  twin_gap in units of what rounding makes of a margin
     squeeze_asked    1 where run.json says that options asked for narrow margins, else 0
     length_shift_low lower bound of the difference between longer_wins and train_longer_wins
+    test_shortfall   lower bound of new_accuracy minus right, where each training pair was new
+                     in epoch 1 and none was left out for its small margin
+    run_decay        what weight decay took of a weight that no gradient restored:
+                     1 - exp(-rate_sum * run_weight_decay)
+    cue_lost         lower bound of cue_right minus cue_test_right
     gold_kind_words  gold_kind, and whether it was said or guessed
     """
     n = numbers
@@ -165,14 +170,21 @@ def derived(numbers: dict) -> dict:
         found["cost_scale"] = max(0.0, n["loss"] - n["loss_scaled"]) / math.log(2)
     if "against_length" in n:
         found["cost_length"] = max(0.0, 0.5 - n["against_length"])
-    length = [f"{part}longer_wins{end}" for part in ("", "train_") for end in ("", "_low", "_high")]
-    if n.keys() >= set(length):
-        test, train = Estimate.of(n, "longer_wins"), Estimate.of(n, "train_longer_wins")
-        half = math.hypot(test.high - test.low, train.high - train.low) / 2
-        found["length_shift_low"] = max(0.0, abs(test.value - train.value) - half)
     if "twin_gap" in n and "proxy_std_within" in n and n.get("score_noise"):
         margins = n["proxy_std_within"] * math.sqrt(2)  # root mean square
         found["twin_over_noise"] = n["twin_gap"] * margins / n["score_noise"]
+    lengths = ("longer_wins", "train_longer_wins")
+    shifts = [_least_difference(n, *lengths), _least_difference(n, *lengths[::-1])]
+    differences = {
+        "length_shift_low": None if None in shifts else max(0.0, *shifts),
+        "test_shortfall": _least_difference(n, "new_accuracy", "right"),
+        "cue_lost": _least_difference(n, "cue_right", "cue_test_right"),
+    }
+    if not n.get("pairs_are_new"):
+        differences.pop("test_shortfall")
+    found |= {name: value for name, value in differences.items() if value is not None}
+    if "rate_sum" in n and "run_weight_decay" in n:
+        found["run_decay"] = 1 - math.exp(-n["rate_sum"] * n["run_weight_decay"])
     if "gold_kind" in n:
         how = (
             "said by --gold-kind"
@@ -181,6 +193,16 @@ def derived(numbers: dict) -> dict:
         )
         found["gold_kind_words"] = f"gold's kind: {n['gold_kind']} ({how})"
     return found
+
+
+def _least_difference(numbers: dict, one: str, other: str) -> float | None:
+    """The lower bound of the 95% interval of one number minus another, measured apart; None where
+    one of them, or its interval, is missing."""
+    if not all(f"{side}{end}" in numbers for side in (one, other) for end in ("", "_low", "_high")):
+        return None
+    first, second = Estimate.of(numbers, one), Estimate.of(numbers, other)
+    half = math.hypot(first.high - first.low, second.high - second.low) / 2
+    return first.value - second.value - half
 
 
 def _finding(fault: Fault, numbers: dict, with_advice: bool) -> dict:

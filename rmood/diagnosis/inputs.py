@@ -287,7 +287,7 @@ def run_numbers(run: dict) -> dict:
     """What run.json says of how the model was trained; {} where there is none.
 
     trained_here        1: train.py made it
-    run_lr, run_epochs, run_batch_size, run_precision
+    run_lr, run_epochs, run_batch_size, run_precision, run_weight_decay
     asked_to_squeeze    1 where the options ask for narrower margins than the labels allow: soft
                         labels, label smoothing, weight decay; asked_words: which
     """
@@ -295,7 +295,7 @@ def run_numbers(run: dict) -> dict:
     if not config:
         return {}
     found = {"trained_here": 1.0}
-    for name in ("lr", "epochs", "batch_size", "precision"):
+    for name in ("lr", "epochs", "batch_size", "precision", "weight_decay"):
         if name in config:
             found[f"run_{name}"] = config[name]
     asked = []

@@ -444,6 +444,9 @@ def gold_numbers(
                       ends, without the two that are the ends: near 0 for raw rewards, far more
                       where they were clipped or squashed; absent for a rating, which has few values
     proxy_at_ends, proxy_at_ends_low   the same of the proxy's rewards
+    gold_repeated, gold_repeated_low   share of gold's rewards that are its most common one,
+                      gold_repeated_value; gold_repeated_over: how many times as often as the next;
+                      absent for a rating. proxy_repeated, ...: the same of the proxy's rewards
     """
     said = kind != "auto"
     kind = kind if said else guess_gold_kind(gold)
@@ -457,9 +460,10 @@ def gold_numbers(
     if len(prompt):
         ties = share((gold_margin[different] == 0).astype(float), prompt)
         numbers |= {"gold_tie_share": ties.value, "gold_tie_share_low": ties.low}
-    numbers |= _at_ends("proxy", proxy)
+    numbers |= _at_ends("proxy", proxy) | _repeated("proxy", proxy)
     if kind == "rating":
         return numbers
+    numbers |= _repeated("gold", gold)
     log_odds = gold
     if kind == "probability":
         inside = np.clip(gold, 1e-6, 1 - 1e-6)
@@ -477,6 +481,20 @@ def _at_ends(side: str, rewards: np.ndarray) -> dict:
         at_ends.ravel().astype(float), np.repeat(np.arange(len(rewards)), rewards.shape[1])
     )
     return {f"{side}_at_ends": found.value, f"{side}_at_ends_low": found.low}
+
+
+def _repeated(side: str, rewards: np.ndarray) -> dict:
+    values, counts = np.unique(rewards, return_counts=True)
+    most, next_most = np.sort(np.concatenate([counts, [1]]))[[-1, -2]]
+    value = values[counts.argmax()]
+    prompt = np.repeat(np.arange(len(rewards)), rewards.shape[1])
+    found = share((rewards == value).ravel().astype(float), prompt)
+    return {
+        f"{side}_repeated": found.value,
+        f"{side}_repeated_low": found.low,
+        f"{side}_repeated_value": float(value),
+        f"{side}_repeated_over": float(most / next_most),
+    }
 
 
 def identical_responses(responses: list[list[str]]) -> np.ndarray:
@@ -783,6 +801,9 @@ def training_summary(metrics: list[dict]) -> dict[str, float]:
         last_loss, last_accuracy    means over the last tenth of the logged steps, of pairs before
                                     their update; with _low and _high, their 95% interval by the
                                     scatter from step to step, where these are five steps or more
+        new_accuracy                mean over the last quarter of epoch 1's steps: where each pair
+                                    is new then, this is held out; with _low and _high
+        rate_sum                    sum of the logged steps' rates
         loss_fell                   mean loss of the third quarter of the steps minus the last one's
         steps, epochs               of the last logged step
         lost_updates, update_kept   means over the steps in which they were measured
@@ -805,6 +826,7 @@ def training_summary(metrics: list[dict]) -> dict[str, float]:
         "steps": _mean("step", lines[-1:]),
         "epochs": _mean("epoch", lines[-1:]),
         "loss_fell": third_quarter - last_quarter,
+        "rate_sum": np.sum(_column("learning_rate", lines)),
         "lost_updates": _mean("lost_updates", measured),
         "update_kept": _mean("update_kept", measured),
         "update_ratio": np.quantile(ratios, 0.9),
@@ -812,12 +834,19 @@ def training_summary(metrics: list[dict]) -> dict[str, float]:
         "grad_norm_backbone_max": np.max(_column("grad_norm_backbone", lines)),
     }
     for name in ("loss", "accuracy"):
-        values = np.array(_column(name, last_tenth))
-        found = mean(values, np.arange(len(values))).as_numbers(f"last_{name}")
-        if len(values) < FEWEST_STEPS:
-            found = {f"last_{name}": values.mean()}
-        summary |= found
+        summary |= _of_steps(f"last_{name}", _column(name, last_tenth))
+    first_pass = [line for line in lines if line.get("epoch") == 1]
+    last_of_first = first_pass[len(first_pass) * 3 // 4 :]
+    if len(last_of_first) >= FEWEST_STEPS:
+        summary |= _of_steps("new_accuracy", _column("accuracy", last_of_first))
     return {name: float(value) for name, value in summary.items() if math.isfinite(value)}
+
+
+def _of_steps(name: str, values: list[float]) -> dict:
+    """The mean, and its interval by the scatter from step to step where the steps are enough."""
+    if len(values) < FEWEST_STEPS:
+        return {name: float(np.mean(values))}
+    return mean(np.array(values), np.arange(len(values))).as_numbers(name)
 
 
 def _column(name: str, lines: list[dict]) -> list[float]:

@@ -4,12 +4,18 @@ A row is a prompt with its K responses. The sides of a pair are the places of it
 the responses of its row; equal responses make several readings of one pair.
 """
 
-from collections import defaultdict
+import functools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from itertools import combinations, permutations
 from typing import NamedTuple
 
+import numpy as np
+
 from ..files.tables import Conversation, Pair
 from .measures import least_loss
+from .scale import share
 
 Sides = tuple[int, int]  # places of the chosen and of the rejected text in a row
 Check = tuple[str, list[str], str]  # name, a line for each failure, words for success
@@ -270,3 +276,110 @@ def label_noise(
         return {}
     noise = wrong / known
     return {"label_noise": noise, "with_gold": known, "least_loss": least_loss(noise)}
+
+
+# ---- texts ---------------------------------------------------------------------------------------
+
+
+def not_of_their_row(pairs: list[Pair], responses: list[list[str]]) -> dict[str, float]:
+    """Are the texts of the pairs those of the responses that they were made from?
+
+    foreign_share, foreign_share_low   of the pairs that name their row, those whose two texts are
+                                       not both there; {} where none names one
+    """
+    foreign = []
+    for pair in pairs:
+        if pair.index is None or not 0 <= pair.index < len(responses):
+            continue
+        foreign.append(not sides_in_row(pair, None, responses[pair.index]))
+    if not foreign:
+        return {}
+    found = share(np.array(foreign, dtype=float), np.arange(len(foreign)))
+    return {"foreign_share": found.value, "foreign_share_low": found.low}
+
+
+def equal_sides(pairs: list[Pair]) -> dict[str, float]:
+    """equal_sides, equal_sides_low: share of the pairs whose two responses are the same text."""
+    same = [float(chosen == rejected) for chosen, rejected in map(_texts, pairs)]
+    found = share(np.array(same), np.arange(len(same)))
+    return {"equal_sides": found.value, "equal_sides_low": found.low}
+
+
+# What shows in a text without reading it. Where one of these tells chosen from rejected, a model
+# learns it and nothing else (annotation artifacts: Gururangan et al. 2018).
+CUES = {
+    "it ends in white space": lambda text: text != text.rstrip(),
+    "it begins with white space": lambda text: text != text.lstrip(),
+    "its last letter is no full stop, ! or ?": lambda text: text.rstrip()[-1:] not in (*".!?",),
+    "it begins with a small letter": lambda text: text[:1].islower(),
+    "it has several lines": lambda text: "\n" in text.strip(),
+    "it has Markdown": lambda text: bool(re.search(r"\*\*|^#|```", text, re.MULTILINE)),
+    "it has a template's token": lambda text: bool(re.search(r"<\|.*?\|>|</?s>|\[/?INST", text)),
+}
+COMMON_WORDS = 10  # so many of the commonest first words, and of the last, are cues too
+
+
+def cue_numbers(
+    pairs: list[Pair], responses: list[list[str]], gold: np.ndarray
+) -> dict[str, float | str]:
+    """Does one look at a training pair tell which side is the chosen one? Length is not among CUES.
+
+    responses, (P, K) gold: of the test prompts.
+
+    cue                     in words: the cue that orders the training pairs best
+    cue_right, _low, _high  share of them that it orders right; those whose sides both have it, or
+                            both do not, count half
+    cue_test_right, ...     the same of the test pairs that gold orders
+    """
+    test_pairs, test_prompt = _ordered_pairs(responses, gold)
+    if not test_pairs:
+        return {}
+    train_pairs = [_texts(pair) for pair in pairs]
+    _, prompt = np.unique([pair.prompt_key for pair in pairs], return_inverse=True)
+
+    cues = CUES | _common_words([text for both in train_pairs for text in both])
+    by_cue = {words: _order_by(cue, train_pairs) for words, cue in cues.items()}
+    words = max(by_cue, key=lambda words: abs(by_cue[words].mean() - 0.5))
+    right = by_cue[words]
+    test_right = _order_by(cues[words], test_pairs)
+    which = "chosen"
+    if right.mean() < 0.5:
+        which, right, test_right = "rejected", 1 - right, 1 - test_right
+    found = {"cue": f"of the {which} response: {words}"}
+    found |= share(right, prompt).as_numbers("cue_right")
+    return found | share(test_right, np.array(test_prompt)).as_numbers("cue_test_right")
+
+
+def _ordered_pairs(
+    responses: list[list[str]], gold: np.ndarray
+) -> tuple[list[tuple[str, str]], list[int]]:
+    """((better, worse) texts, row) of all pairs that (P, K) gold orders."""
+    texts = []
+    rows = []
+    for row, (of_row, rewards) in enumerate(zip(responses, gold)):
+        for i, j in permutations(range(len(of_row)), 2):
+            if rewards[i] > rewards[j]:
+                texts.append((of_row[i], of_row[j]))
+                rows.append(row)
+    return texts, rows
+
+
+def _order_by(cue: Callable, pairs: list[tuple[str, str]]) -> np.ndarray:
+    """(N,) 1 where the first text alone has the cue, 0 where the second alone, else 1/2."""
+    has = np.array([[cue(text) for text in both] for both in pairs], dtype=float)
+    return (1 + has[:, 0] - has[:, 1]) / 2
+
+
+def _common_words(texts: list[str]) -> dict[str, Callable]:
+    """Words -> cue: the commonest first words, and the commonest last ones."""
+    cues = {}
+    for words, place in (("it begins with", 0), ("it ends with", -1)):
+        counts = Counter(text.split()[place] for text in texts if text.split())
+        for word, _ in counts.most_common(COMMON_WORDS):
+            cues[f"{words} {word!r}"] = functools.partial(_has_word, place, word)
+    return cues
+
+
+def _has_word(place: int, word: str, text: str) -> bool:
+    words = text.split()
+    return bool(words) and words[place] == word

@@ -432,10 +432,7 @@ def explain_rewards(
     rows = np.nonzero(~same.all(axis=1))[0][:sample]
     differs = ~same[rows]
     sampled = [conversations[row] for row in rows]
-    by_way = readings(scorer, sampled) | plain_readings(scorer, sampled, range(5))
-    for way, as_read in by_way.items():
-        if way == "read":
-            continue  # the model's own
+    for way, as_read in _other_readings(scorer, sampled):
         if (np.abs(as_read - rewards[rows]) < tolerance)[differs].mean() > 0.9:
             kind = kind_of(way)
             numbers |= {f"explained_by_{kind}": 1.0, "explained_token": f"at {way}"}
@@ -444,6 +441,18 @@ def explain_rewards(
                 numbers |= {"cut_at": float(way.removeprefix("cut_")), "cut_share": 1.0}
             return numbers
     return numbers
+
+
+def _other_readings(
+    scorer: Scorer, conversations: list[list[Conversation]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(way, (P, K) rewards) of each way but the right one; the plain texts, which take a scoring
+    each, come last and one by one."""
+    by_way = readings(scorer, conversations)
+    by_way.pop("read")
+    yield from by_way.items()
+    for number in range(5):
+        yield from plain_readings(scorer, conversations, [number]).items()
 
 
 # ---- what did training change? -----------------------------------------------------------------

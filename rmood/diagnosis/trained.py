@@ -20,7 +20,7 @@ from ..tokenization import render, template_facts
 from . import probes
 from .inputs import PathLike, draw, read_run, run_of_responses
 from .measures import bf16_share, resolution, train_numbers
-from .pairs import label_noise
+from .pairs import cue_numbers, equal_sides, label_noise, not_of_their_row
 from .scale import (
     FEWEST_PROMPTS,
     Estimate,
@@ -31,6 +31,8 @@ from .scale import (
 )
 
 NOISE_RESPONSES = 48  # about so many are scored in float32 and in bf16, of 8 prompts or more
+CUE_PAIRS = 2000  # training pairs whose texts are compared with a list of cues
+SAMPLING = ("model_name", "temperature", "top_p", "top_k", "max_tokens")  # flags of sample.py
 WHOLE_SAMPLE = 500  # training pairs that a run scored after training are read again, all of them
 NO_SYSTEM_TURN = "\0"  # no system message can be this
 FEW_SYSTEM_MESSAGES = 10  # of more, each is a text of its own prompt
@@ -49,13 +51,14 @@ def probe(
     num_samples: int = 200,
     seed: int = 0,
     sampled: dict,
+    gold_run: dict,
 ) -> tuple[dict, list[dict]]:
     """(numbers, what was not measured and why).
 
     rewards, gold: (P, K). own: (P, K) what the model gives, where `rewards` are finished ones that
     it is said to have given. numbers: of the comparison. sampled: the run file of the responses, {}
-    where it is not known. full: also plain texts and a linear probe of the start model, which cost
-    about as much as all the rest.
+    where it is not known; gold_run: that of gold's rewards. full: also plain texts and a linear
+    probe of the start model, which cost about as much as all the rest.
     """
     found: dict = {}
     missing: list[dict] = []
@@ -93,8 +96,13 @@ def probe(
         files = files_behind(path, run)
         behind_pairs = run_of_responses(files.get("responses", ""))
         found |= sampling_template([behind_pairs, sampled], run, stages)
+        found |= sampling_numbers_differ(behind_pairs, sampled)
+        found |= gold_models(read_run_file(files.get("rewards", "")) or {}, gold_run)
         of_pairs, not_there = pair_numbers(known, files, run, conversations, scorer.tokenizer)
         found |= of_pairs
+        found["pairs_are_new"] = pairs_are_new(known, read_run_file(path) or {}, run)
+        responses = [[one[-1]["content"] for one in row] for row in conversations]
+        found |= cue_numbers(draw(known, CUE_PAIRS, seed), responses, gold)
         missing += not_there
         drawn, is_recorded = draw_as_recorded(known, run, num_samples, seed, pairs is not None)
         reading, of_drawn = probes.training_reading(scorer, drawn, plain=full)
@@ -167,6 +175,7 @@ def pair_numbers(
                                             interval (Wilson)
     duplicate_share, duplicate_share_low    test prompts that are training prompts too
     train_longer_wins, ..._low, ..._high    share of the pairs whose chosen response is the longer
+    equal_sides, foreign_share              pairs.equal_sides, pairs.not_of_their_row
     dropped_share, max_length               pairs left out because they are longer
     unknown_system_share, system_words      test prompts whose system message no training pair has;
                                             only where these have ten different ones or fewer
@@ -188,6 +197,9 @@ def pair_numbers(
     else:
         missing.append(lacking("label_noise", "gold's rewards of the training pairs are not known"))
 
+    numbers |= equal_sides(pairs)
+    if responses:
+        numbers |= not_of_their_row(pairs, responses)
     training_prompts = {pair.prompt_key for pair in pairs}
     test_prompts = [Pair(chosen=row[0], rejected=row[1]).prompt_key for row in conversations]
     known = np.array([prompt in training_prompts for prompt in test_prompts], dtype=float)
@@ -207,6 +219,20 @@ def pair_numbers(
     if "truncated_share" in sampled:
         numbers["truncated_share"] = sampled["truncated_share"]
     return numbers, missing
+
+
+def pairs_are_new(pairs: list[Pair], made: dict, run: dict) -> float:
+    """1 where the run's accuracies of epoch 1 are of new prompts like any other: each prompt comes
+    in one step, no other file was mixed in, and no pair was left out for its small margin.
+
+    made: the run file of the pairs.
+    """
+    steps = {
+        number if pair.group is None else ("group", pair.group) for number, pair in enumerate(pairs)
+    }
+    prompts = {pair.prompt_key for pair in pairs}
+    chosen = made.get("config", {}).get("min_margin") or run["config"].get("mix")
+    return float(len(prompts) > 0.95 * len(steps) and not chosen)
 
 
 def system_numbers(pairs: list[Pair], conversations: list[list[Conversation]], tokenizer) -> dict:
@@ -326,6 +352,36 @@ def sampling_template(sampled: list[dict], run: dict, stages: dict[str, dict]) -
         if differs is not None:
             numbers["sampling_template_differs"] = 0.0
     return numbers
+
+
+def sampling_numbers_differ(behind_pairs: dict, sampled: dict) -> dict:
+    """sampling_differs: 1 where the run files of the training responses and of the test responses
+    name another model or other settings (sampling_words); {} without both."""
+    settings = [one.get("config", {}) for one in (behind_pairs, sampled)]
+    if not all("temperature" in one for one in settings):
+        return {}
+    words = []
+    for name in SAMPLING:
+        train, test = (Path(str(one.get(name))).name for one in settings)
+        if train != test:
+            words.append(f"--{name.replace('_', '-')} {train} for training, {test} for the test")
+    return {"sampling_differs": float(bool(words)), "sampling_words": "; ".join(words)}
+
+
+def gold_models(behind_pairs: dict, of_test: dict) -> dict:
+    """gold_differs: 1 where the run files of gold's training and test rewards name two models
+    (gold_words); {} where one of them names none."""
+    names = [
+        Path(str(one.get("config", {}).get("model_name") or "")).name
+        for one in (behind_pairs, of_test)
+    ]
+    if not all(names):
+        return {}
+    train, test = names
+    if train == test:
+        return {"gold_differs": 0.0}
+    words = f"training rewards by {train}, test rewards by {test}"
+    return {"gold_differs": 1.0, "gold_words": words}
 
 
 def _differ(stages: dict[str, dict], one: str, other: str) -> tuple[float | None, str]:
