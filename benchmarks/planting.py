@@ -49,7 +49,7 @@ from rmood.files.tables import (
 TOY_TEST_PROMPTS = 1200  # the first DIAGNOSED for evaluate.py, the others for the referee
 DIAGNOSED = 500
 TOY_RESPONSES = 4  # of each test prompt
-REAL_WORDS = 120  # of a real response, at most: a 135M model reads some 400 tokens a second here
+REAL_WORDS = 80  # of a real response, at most: a core reads some 400 tokens a second at 135M
 
 
 # ---- worlds ------------------------------------------------------------------------------------
