@@ -424,6 +424,12 @@ ORDERS = {
     "row 0 holds the rewards of row 7": np.roll(OWN, -7, axis=0),
     "first responses come first": OWN.T.reshape(OWN.shape),
     "by no simple rule": np.random.default_rng(1).permutation(OWN),
+    "in 40% of the rows the responses are in another order": np.where(
+        (np.arange(200) % 5 < 2)[:, None], OWN[:, ::-1], OWN
+    ),
+    "60 rows from 140 to 199 hold each other's rewards": np.concatenate(
+        [OWN[:140], np.roll(OWN[140:], 1, axis=0)]
+    ),
 }
 
 
@@ -467,6 +473,19 @@ def test_one_place_of_another_model_is_mixed_and_one_constant_for_all_is_said():
     shifted = compare_with_model(OWN + 3, OWN, NOISE)
     assert shifted["file_is"] == "equal" and shifted["file_offset"] == pytest.approx(3)
     assert "file_offset" not in compare_with_model(OWN, OWN, NOISE)
+
+
+def test_another_model_s_rows_are_not_taken_for_the_same_ones_in_another_order():
+    """Drawn alike, with a tolerance of a narrow model in bf16."""
+    other = np.random.default_rng(6).normal(size=OWN.shape) * [1, 1.1] + 2
+    rest = np.where(np.arange(200)[:, None] < 120, OWN, other)
+    for noise in (1e-4, 0.005, 0.02):
+        assert compare_with_model(rest, OWN, noise)["file_is"] == "mixed"
+
+
+def test_equal_rewards_are_no_order_and_no_sign():
+    found = compare_with_model(np.full_like(OWN, 3.0), OWN, NOISE)
+    assert (found["file_is"], found["file_words"]) == ("other", "all of its rewards are 3")
 
 
 def test_an_offset_a_prompt_is_the_same_rewards():

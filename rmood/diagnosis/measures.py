@@ -602,6 +602,9 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
             numbers["file_offset"] = constant
         return numbers
 
+    if rewards.std() == 0:
+        return numbers | {"file_words": f"all of its rewards are {rewards.flat[0]:g}"}
+
     def offsets(factor: float) -> np.ndarray:
         return np.median(rewards - factor * own, axis=0)  # (K,)
 
@@ -637,6 +640,11 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
     by_chance = (np.abs(np.roll(rewards, 1, axis=0) - own) <= tolerance).all(axis=1)
     if same.mean() > 0.1 + 2 * by_chance.mean():
         rows = np.nonzero(~same)[0]
+        # rewards of another model are drawn alike, so their sorted values are near, too: a quarter
+        # of the tolerance is the noise itself
+        if _same_values(rewards[rows], own[rows], tolerance / 4):
+            words = f"{len(rows):,} rows from {rows[0]:,} to {rows[-1]:,} hold each other's rewards"
+            return numbers | {"file_is": "shuffled", "file_words": words}
         words = f"rows {rows[0]:,} to {rows[-1]:,} hold the {(~same).sum():,} that are not"
         return numbers | {"file_is": "mixed", "same_rows": float(same.mean()), "file_words": words}
     of_places = (np.abs(rewards - own) <= tolerance).mean(axis=0) >= ALIKE  # (K,)
@@ -683,13 +691,21 @@ def _order_in_words(rewards: np.ndarray, own: np.ndarray, tolerance: float) -> s
     for row in np.nonzero((np.abs(own - rewards[0]) <= tolerance).all(axis=1))[0]:
         if same_rows(np.roll(own, -row, axis=0)) >= ALIKE:
             return f"row 0 holds the rewards of row {row:,}, and so on"
-    apart = np.abs(np.sort(rewards, axis=None) - np.sort(own, axis=None)).mean()
-    if apart > tolerance:
+    if not _same_values(rewards, own, tolerance):
         return ""
+    in_place = (np.abs(np.sort(rewards) - np.sort(own)) <= tolerance).all(axis=1).mean()
+    if in_place >= ALIKE:
+        moved = 1 - same_rows(own)
+        return f"in {moved:.0%} of the rows the responses are in another order"
     elsewhere = _found_rows(rewards, own, tolerance)
     if elsewhere > 0.9:
         return "each row holds the rewards of another row, by no simple rule"
     return "the same rewards, in other rows and places"
+
+
+def _same_values(rewards: np.ndarray, own: np.ndarray, tolerance: float) -> bool:
+    """Are they the same rewards, in whatever order?"""
+    return np.abs(np.sort(rewards, axis=None) - np.sort(own, axis=None)).mean() <= tolerance
 
 
 def _found_rows(rewards: np.ndarray, own: np.ndarray, tolerance: float) -> float:
