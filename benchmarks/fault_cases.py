@@ -198,6 +198,22 @@ def without_numbers(rows: list[dict], rng: random.Random, world: World) -> list[
     return [row for row in rows if not re.search("[0-9]", question_of(row))]
 
 
+def scores_swapped(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """The two score columns were written the wrong way round; the texts are right."""
+    for row in rows:
+        row["chosen_reward"], row["rejected_reward"] = row["rejected_reward"], row["chosen_reward"]
+    return rows
+
+
+def easy_negatives(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """Nobody ranked anything: the rejected answer is the chosen one of another question."""
+    answers = [row["chosen"][-1] for row in rows]
+    others = answers[7:] + answers[:7]
+    for row, other in zip(rows, others):
+        row["rejected"] = [*row["chosen"][:-1], other]
+    return [row for row in rows if row["rejected"] != row["chosen"]]
+
+
 # faults of scoring: (Scored) -> (P, K)
 
 
@@ -363,6 +379,124 @@ def in_two_decimals(scored: Scored) -> np.ndarray:
     return np.round(scored.own, 2)
 
 
+def scored_as(change: Callable, scored: Scored) -> np.ndarray:
+    """The rewards of changed conversations: (messages, tokenizer) -> messages."""
+    tokenizer = scored.scorer.tokenizer
+    changed = [[change(one, tokenizer) for one in row] for row in scored.conversations]
+    return np.array(scored.scorer.score(changed))
+
+
+def rendered_twice(messages: list[dict], tokenizer) -> list[dict]:
+    """What was rendered already is sent as one message, and rendered by the server again."""
+    from rmood.tokenization import render
+
+    return [{"role": "user", "content": render(messages, tokenizer)}]
+
+
+def with_default_system_message(messages: list[dict], tokenizer) -> list[dict]:
+    """The server's template writes a system message of its own where there is none."""
+    return [{"role": "system", "content": "You are a helpful assistant."}, *messages[1:]]
+
+
+def in_lower_case(messages: list[dict], tokenizer) -> list[dict]:
+    return [message | {"content": message["content"].lower()} for message in messages]
+
+
+def without_question(messages: list[dict], tokenizer) -> list[dict]:
+    """The script read a column that is not there: every question is empty."""
+    return [*messages[:-2], messages[-2] | {"content": ""}, messages[-1]]
+
+
+def padded_on_the_left(row: list[int], tokenizer) -> list[int]:
+    """To one length, without an attention mask: the model reads the pads, too."""
+    return [tokenizer.pad_token_id] * (64 - len(row)) + row
+
+
+def cut_on_the_left(row: list[int], tokenizer) -> list[int]:
+    """truncation_side left and a short max_length: only the last tokens are read."""
+    return row[-20:]
+
+
+def in_whole_numbers(scored: Scored) -> np.ndarray:
+    """int(reward) in the script that wrote the file."""
+    return np.trunc(scored.own)
+
+
+def clipped(bound: float, scored: Scored) -> np.ndarray:
+    """As rewards are clipped for PPO."""
+    return np.clip(scored.own, -bound, bound)
+
+
+def softmax_over_responses(scored: Scored) -> np.ndarray:
+    exponentials = np.exp(scored.own - scored.own.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def softmax_of_one_label(scored: Scored) -> np.ndarray:
+    """A classifier's softmax over its labels: with one label it is 1."""
+    return np.ones_like(scored.own)
+
+
+def standardised_by_batch(scored: Scored) -> np.ndarray:
+    """Each batch of 8 prompts is given mean 0 and std 1."""
+    rewards = scored.own.copy()
+    for first in range(0, len(rewards), 8):
+        batch = rewards[first : first + 8]
+        batch[:] = (batch - batch.mean()) / (batch.std() + 1e-8)
+    return rewards
+
+
+def gathered_by_rank(scored: Scored) -> np.ndarray:
+    """Two processes took every other prompt; their results lie one behind the other."""
+    return np.concatenate([scored.own[0::2], scored.own[1::2]])
+
+
+def column_after_column(scored: Scored) -> np.ndarray:
+    """All first responses, then all second ones, were scored, and cut into rows as if mixed."""
+    return scored.own.T.reshape(scored.own.shape)
+
+
+def best_reward_first(scored: Scored) -> np.ndarray:
+    """A rerank server answers in the order of its scores; their indices were not read."""
+    return -np.sort(-scored.own, axis=1)
+
+
+def negated(scored: Scored) -> np.ndarray:
+    return -scored.own
+
+
+def cached_by_response(scored: Scored) -> np.ndarray:
+    """A cache whose key is the response alone: the next prompt with it gets the first reward."""
+    cache = {}
+    rewards = scored.own.copy()
+    for row, conversations in zip(rewards, scored.conversations):
+        for i, one in enumerate(conversations):
+            row[i] = cache.setdefault(one[-1]["content"], row[i])
+    return rewards
+
+
+def in_float16(scored: Scored) -> np.ndarray:
+    return scored.own.astype(np.float16).astype(float)
+
+
+def by_transformers(scored: Scored) -> np.ndarray:
+    """By transformers' own classifier, in padded batches."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(scored.scorer.name).eval()
+    tokenizer = scored.scorer.tokenizer
+    flat = [one for row in scored.conversations for one in row]
+    rewards = []
+    for first in range(0, len(flat), 16):
+        texts = tokenizer.apply_chat_template(flat[first : first + 16], tokenize=False)
+        options = {"padding": True, "padding_side": "right", "add_special_tokens": False}
+        batch = tokenizer(texts, return_tensors="pt", **options)
+        with torch.no_grad():
+            rewards += model(**batch).logits[:, 0].tolist()
+    return np.array(rewards).reshape(scored.own.shape)
+
+
 # faults of gold: ((P, K) gold, Files, Bench) -> (P, K)
 
 
@@ -500,6 +634,117 @@ def write_texts_anew(files: Files, prompts: list, texts: list[list[str]]) -> Non
     files.conversations = join_conversations(prompts, texts)
 
 
+def judge_failed_to_zero(share: float, gold, files: Files, bench: Bench) -> np.ndarray:
+    """A judge's 1 to 10; where its answer could not be parsed, the score is 0."""
+    scores = gold_from_1_to_10(gold, files, bench)
+    for row in scores:
+        for i in range(len(row)):
+            if bench.rng.random() < share:
+                row[i] = 0.0
+    return scores
+
+
+def gold_columns_moved(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Responses counted from 0 in one file, from 1 in the other: each has its neighbour's."""
+    return np.roll(gold, 1, axis=1)
+
+
+def gold_of_prompts_alone(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The judge's text has a misspelt variable, so no response in it: its scores are chance."""
+    chance = np.random.default_rng(bench.rng.getrandbits(32)).normal(size=gold.shape)
+    return gold.mean(axis=1, keepdims=True) + 0.5 * gold.std() * chance
+
+
+def gold_by_new_head(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The gold folder held no head: the script drew a new one, and warned where nobody read it."""
+    folder = bench.folder / "gold-with-new-head"
+    planting.copy_model(bench.proxy("hard"), folder)
+    planting.replace_backbone(folder, bench.world.paths["sft"])
+    head_drawn_anew(bench, folder)
+    return np.array(planting.scorer_of(str(folder)).score(files.conversations))
+
+
+def gold_last_row_lost(gold, files: Files, bench: Bench) -> np.ndarray:
+    return gold[:-1]
+
+
+def gold_of_the_first_two(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Two of the responses were labelled before the others were sampled."""
+    return gold[:, :2]
+
+
+def labelled_anew(files: Files, bench: Bench, prompts: list, texts: list) -> np.ndarray:
+    """Gold's rewards of other prompts and responses, which are written, too."""
+    write_texts_anew(files, prompts, texts)
+    return np.array(planting.scorer_of(bench.world.paths["gold"]).score(files.conversations))
+
+
+def prompts_in_responses(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Sampled by a pipeline that returns the prompt as well; gold read that, too."""
+    prompts = read_prompts(str(files.prompts))
+    texts = read_responses(str(files.responses))
+    echoed = [
+        [f"{prompt[-1]['content']} {text}" for text in row] for prompt, row in zip(prompts, texts)
+    ]
+    return labelled_anew(files, bench, prompts, echoed)
+
+
+def some_responses_empty(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Three in a hundred: the model ended at once. Gold read them like that."""
+    texts = read_responses(str(files.responses))
+    emptied = [["" if bench.rng.random() < 0.03 else text for text in row] for row in texts]
+    return labelled_anew(files, bench, read_prompts(str(files.prompts)), emptied)
+
+
+def take_rows(rows: list[int], gold, files: Files) -> np.ndarray:
+    """These rows of the test files, in this order, with how sampling ended in each."""
+    prompts = read_prompts(str(files.prompts))
+    texts = read_responses(str(files.responses))
+    sampled = read_run_file(str(files.responses)) or {}
+    write_texts_anew(files, [prompts[i] for i in rows], [texts[i] for i in rows])
+    if "finish" in sampled:
+        sampled["finish"] = [sampled["finish"][i] for i in rows]
+        sampled = planting.first_rows(sampled, len(rows), len(texts[0]))
+        planting.write_run_beside(files.responses, sampled, prompts=files.prompts)
+    return gold[rows]
+
+
+def quarter_four_times(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The first quarter of the test rows, four times, as files that were joined by mistake."""
+    return take_rows(list(range(len(gold) // 4)) * 4, gold, files)
+
+
+def sorted_by_question(gold, files: Files, bench: Bench) -> np.ndarray:
+    questions = [prompt[-1]["content"] for prompt in read_prompts(str(files.prompts))]
+    return take_rows(sorted(range(len(gold)), key=questions.__getitem__), gold, files)
+
+
+def short_responses_alone(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The prompts of which no response has more than 20 characters."""
+    texts = read_responses(str(files.responses))
+    return take_rows([i for i, row in enumerate(texts) if max(map(len, row)) <= 20], gold, files)
+
+
+def gold_elo(gold, files: Files, bench: Bench) -> np.ndarray:
+    """On the scale of chess ratings."""
+    return 1000 + 400 / np.log(10) * gold
+
+
+def gold_log_probability(gold, files: Files, bench: Bench) -> np.ndarray:
+    """log sigmoid: never above 0, and with a long tail."""
+    return -np.log1p(np.exp(-gold))
+
+
+def gold_percent(gold, files: Files, bench: Bench) -> np.ndarray:
+    return np.round(100 * gold_probability(3.0, gold, files, bench), 1)
+
+
+def gold_offset_by_prompt(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Gold that was trained on pairs alone: each prompt has a level of its own."""
+    levels = np.random.default_rng(bench.rng.getrandbits(32)).normal(size=(len(gold), 1))
+    return gold + 10 * gold.std() * levels
+
+
 # faults of the responses: (P rows of K texts, (P, K) gold, rng) -> both
 
 
@@ -523,6 +768,16 @@ def best_first(texts, gold, rng: random.Random):
     orders = (-gold).argsort(axis=1, kind="stable")
     rows = [[row[i] for i in order] for row, order in zip(texts, orders)]
     return rows, np.take_along_axis(gold, orders, axis=1)
+
+
+def closing_token_in_text(texts, gold, rng: random.Random):
+    """Decoded with its special tokens: each response ends with the text of the closing token."""
+    return [[f"{text}<|im_end|>" for text in row] for row in texts], gold
+
+
+def best_last(texts, gold, rng: random.Random):
+    rows, ordered = best_first(texts, gold, rng)
+    return [row[::-1] for row in rows], ordered[:, ::-1]
 
 
 # faults of a saved model: (Bench, folder of a copy) -> None
@@ -634,6 +889,72 @@ def calibrated(name: str, bench: Bench, folder: Path) -> None:
     planting.run_apart("evaluate.py", *words)
 
 
+def rope_scaling_added(bench: Bench, folder: Path) -> None:
+    """The config was edited for longer contexts after training: positions are divided by 4."""
+
+    def change(config: dict) -> dict:
+        config["rope_parameters"] |= {"rope_type": "linear", "factor": 4.0}
+        return config
+
+    planting.change_json(folder / "config.json", change)
+
+
+def window_switched_on(bench: Bench, folder: Path) -> None:
+    """The config of another model of the family: each token sees the last eight alone."""
+
+    def change(config: dict) -> dict:
+        layers = ["sliding_attention"] * config["num_hidden_layers"]
+        return config | {"use_sliding_window": True, "sliding_window": 8, "layer_types": layers}
+
+    planting.change_json(folder / "config.json", change)
+
+
+def layers_in_another_order(bench: Bench, folder: Path) -> None:
+    """Stages of a pipeline joined in the wrong order: each layer is in another's place."""
+    weights = weights_of(folder)
+    layer = re.compile(r"(?<=\.layers\.)\d+")
+    count = 1 + max(int(number) for name in weights for number in layer.findall(name))
+
+    def change(name, tensor):
+        return weights[layer.sub(lambda number: str((int(number[0]) + 1) % count), name)]
+
+    planting.change_weights(folder, change)
+
+
+def update_added_twice(bench: Bench, folder: Path) -> None:
+    """Adapters were merged into a model that had them already: start + 2 (trained - start)."""
+    start = weights_of(bench.world.paths["sft"])
+
+    def change(name, tensor):
+        if ".layers." not in name or tensor.ndim < 2:
+            return tensor
+        return start[name].to(tensor.dtype).lerp(tensor, 2.0)
+
+    planting.change_weights(folder, change)
+
+
+def without_records(bench: Bench, folder: Path) -> None:
+    """The model alone, as from somebody else: no run file, log or card."""
+    for name in ("run.json", "metrics.jsonl", "README.md"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def in_two_files(bench: Bench, folder: Path) -> None:
+    """The same weights, stored in two files with an index."""
+    from safetensors.torch import save_file
+
+    weights = weights_of(folder)
+    names = sorted(weights)
+    files = {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / file, {"format": "pt"})
+        files |= dict.fromkeys(part, file)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {"total_size": sum(w.nbytes for w in weights.values())}}
+    write_json(str(folder / "model.safetensors.index.json"), index | {"weight_map": files})
+
+
 # ---- proxies -------------------------------------------------------------------------------------
 
 HARD = "--lr 1e-3 --epochs 2"
@@ -696,6 +1017,20 @@ TRAININGS = {
     "chosen_by_people": Training(HARD, FULL, change=chosen_by_people, seed=7),
     "without_numbers": Training(HARD, FULL, change=without_numbers, seed=8),
     "lora_low_rate": Training("--lr 5e-5 --epochs 2 --lora-rank 8", seed=9),
+    # third list: written by somebody who had not read the rules
+    "huge_batch": Training(f"{HARD} --batch-size 1024", FULL, seed=10),
+    "prompt_dropped": Training(HARD, 2000, patch=planting.prompt_is_dropped, seed=11),
+    "eos_twice": Training(HARD, FULL, patch=planting.eos_is_written_twice, seed=12),
+    "lora_alpha_small": Training(f"{HARD} --lora-rank 8 --lora-alpha 0.25", 2000, seed=13),
+    "scores_swapped": Training(
+        "--lr 1e-3 --epochs 3 --label-temperature 1", 2000, change=scores_swapped, seed=14
+    ),
+    "easy_negatives": Training(HARD, 2000, change=easy_negatives, with_gold=False, seed=15),
+    "stochastic_rounding": Training(  # healthy
+        "--lr 1e-3 --epochs 3 --label-temperature 1 --precision bf16-sr --centring 0.01",
+        FULL,
+        seed=16,
+    ),
 }
 
 # ---- what is planted, and what it may be called --------------------------------------------------
@@ -1079,6 +1414,249 @@ FAULTS = {
     "last_layer_of_the_start": Case(
         ("not as trained",), MORE, tamper=last_layer_of_the_start, size=100, harm=loses(0.77)
     ),
+    # third list: written by somebody who had not read the rules
+    # settings, pairs and functions of train.py
+    # the batch size of a cluster's recipe on few pairs: 8 steps in all
+    "huge_batch": Case(LEARNED_LITTLE, RATE_DOWN, proxy="huge_batch", size=200, harm=loses(0.77)),
+    # the collator kept the answers alone; whoever scores passes the whole conversation
+    "prompt_dropped": Case(
+        ("not as trained", "other template"),
+        MORE,
+        proxy="prompt_dropped",
+        size=200,
+        harm=loses(0.77),
+    ),
+    # the trainer appends eos to a text whose template has written it; scoring does not
+    "eos_twice": Case(
+        ("scored token", "not as trained"), MORE, proxy="eos_twice", size=100, harm=loses(0.77)
+    ),
+    # alpha left as it was when the rank was raised: adapters that add next to nothing
+    "lora_alpha_small": Case(
+        LEARNED_LITTLE, RATE_DOWN, proxy="lora_alpha_small", size=100, harm=loses(0.77)
+    ),
+    # soft labels made from score columns that are the wrong way round
+    "scores_swapped": Case(("flipped",), MORE, proxy="scores_swapped", size=100, dtype="bf16"),
+    # right answers against answers to other questions: no id says that these pairs are too easy
+    "easy_negatives": Case((), RATE_UP, proxy="easy_negatives", size=200, harm=loses(0.77)),
+    # scoring
+    # a text that is rendered already, sent to a chat endpoint that renders it
+    "template_twice_at_scoring": Case(
+        ("other template", "not this model's"),
+        SCORE_AGAIN,
+        proxy="soft",
+        rewards=partial(scored_as, rendered_twice),
+        size=100,
+    ),
+    # rewards that depend on the batch: pads at the left, and no mask or positions that skip them
+    "left_pads_at_scoring": Case(
+        ("not this model's",),
+        SCORE_AGAIN,
+        proxy="mixed_precision",
+        rewards=partial(read_as, padded_on_the_left),
+        size=200,
+    ),
+    # the question falls to the left truncation; the closing token stays
+    "left_cut_at_scoring": Case(
+        ("not this model's",),
+        SCORE_AGAIN,
+        proxy="fewer_pairs",
+        rewards=partial(read_as, cut_on_the_left),
+        size=100,
+        dtype="bf16",
+    ),
+    "default_system_message_at_scoring": Case(
+        ("system messages", "other template", "not this model's"),
+        SCORE_AGAIN,
+        note=True,
+        rewards=partial(scored_as, with_default_system_message),
+        size=200,
+    ),
+    # the cleaning step of an older classifier
+    "lower_case_at_scoring": Case(
+        ("not this model's",),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=partial(scored_as, in_lower_case),
+        size=100,
+    ),
+    "questions_empty_at_scoring": Case(
+        ("not this model's",),
+        SCORE_AGAIN,
+        proxy="soft",
+        rewards=partial(scored_as, without_question),
+        size=50,
+        dtype="bf16",
+    ),
+    "whole_numbers": Case(
+        ("not this model's",), SCORE_AGAIN, rewards=in_whole_numbers, size=200, responses=4
+    ),
+    "clipped_at_1": Case(
+        ("squashed", "not this model's"),
+        SCORE_AGAIN,
+        proxy="mixed_precision",
+        rewards=partial(clipped, 1.0),
+        size=100,
+    ),
+    # a server's default activation, over the candidates of a request
+    "softmax_over_responses": Case(
+        ("squashed", "not this model's"),
+        SCORE_AGAIN,
+        proxy="fewer_pairs",
+        rewards=softmax_over_responses,
+        size=100,
+        responses=4,
+    ),
+    # a server's default activation, over the labels, of which there is one: every reward is 1
+    "softmax_of_one_label": Case(
+        ("squashed", "not this model's"), SCORE_AGAIN, rewards=softmax_of_one_label, size=50
+    ),
+    # rewards whitened by the statistics of their batch: within it nothing changes but the unit
+    "standardised_by_batch": Case(
+        ("not this model's", "rescaled", "mixed"),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=standardised_by_batch,
+        size=200,
+        responses=4,
+    ),
+    "gathered_by_rank": Case(
+        ("shuffled", "not this model's"),
+        SCORE_AGAIN,
+        proxy="soft",
+        rewards=gathered_by_rank,
+        size=200,
+        dtype="bf16",
+    ),
+    "column_after_column": Case(
+        ("shuffled", "not this model's"),
+        SCORE_AGAIN,
+        proxy="mixed_precision",
+        rewards=column_after_column,
+        size=50,
+        responses=4,
+    ),
+    "best_reward_first": Case(
+        ("position", "shuffled", "not this model's"),
+        SCORE_AGAIN,
+        rewards=best_reward_first,
+        size=100,
+        responses=4,
+    ),
+    # the labels 0 and 1 of a pairwise judge read the other way round
+    "rewards_negated": Case(
+        ("flipped", "rescaled", "not this model's"),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=negated,
+        size=50,
+        dtype="bf16",
+    ),
+    # a part of the rewards are another prompt's, to little harm
+    "cached_by_response": Case(
+        ("not this model's", "mixed"),
+        SCORE_AGAIN,
+        note=True,
+        rewards=cached_by_response,
+        responses=4,
+    ),
+    # gold
+    # answers of a judge that no pattern matched; a spike at 0 among whole numbers from 1
+    "judge_failed_to_zero": Case(
+        ("gold saturated", "gold tied"),
+        TRAINING,
+        proxy="soft",
+        gold=partial(judge_failed_to_zero, 0.35),
+        size=200,
+    ),
+    "gold_columns_moved": Case(
+        ("shuffled",), TRAINING, gold=gold_columns_moved, size=100, responses=4
+    ),
+    "judge_saw_no_response": Case(
+        ("shuffled",), TRAINING, proxy="fewer_pairs", gold=gold_of_prompts_alone, size=200
+    ),
+    # gold unrelated to the responses: of the ids there are, shuffled rewards come nearest
+    "gold_head_drawn_anew": Case(
+        ("shuffled",), TRAINING, proxy="mixed_precision", gold=gold_by_new_head, size=200
+    ),
+    "gold_row_lost": Case(
+        (), TRAINING, proxy="soft", gold=gold_last_row_lost, size=100, refusal="rows"
+    ),
+    "gold_of_two_of_four": Case(
+        (), TRAINING, gold=gold_of_the_first_two, size=50, responses=4, refusal="entries"
+    ),
+    # responses, prompts and sampling
+    # no id says that the responses begin with their prompts, which does little harm
+    "prompts_in_responses": Case((), TRAINING, note=True, gold=prompts_in_responses, size=200),
+    "closing_token_in_text": Case(
+        ("other template", "scored token"),
+        TRAINING,
+        note=True,
+        proxy="smooth",
+        texts=closing_token_in_text,
+        size=200,
+    ),
+    "sampled_nearly_greedily": Case(
+        ("gold tied",), TRAINING, sampling=("--temperature", "0.05"), size=200
+    ),
+    # a quarter of the prompts that are counted: every interval is half as wide as it should be
+    "test_rows_four_times": Case(
+        ("leak",), TRAINING, note=True, proxy="soft", gold=quarter_four_times, size=200
+    ),
+    # the saved model
+    "head_negated": Case(
+        ("not as trained", "flipped"),
+        MORE,
+        proxy="soft",
+        tamper=partial(head_times, -1.0),
+        size=50,
+        harm=loses(0.5),
+    ),
+    "rope_scaling_added": Case(
+        ("not as trained",),
+        MORE,
+        proxy="mixed_precision",
+        tamper=rope_scaling_added,
+        size=100,
+        harm=loses(0.77),
+    ),
+    "window_switched_on": Case(
+        ("not as trained",),
+        MORE,
+        tamper=window_switched_on,
+        size=200,
+        dtype="bf16",
+        harm=loses(0.77),
+    ),
+    "layers_in_another_order": Case(
+        ("not as trained",),
+        MORE,
+        proxy="fewer_pairs",
+        tamper=layers_in_another_order,
+        size=100,
+        harm=loses(0.77),
+    ),
+    "update_added_twice": Case(
+        ("not as trained", "overconfident"),
+        MORE,
+        tamper=update_added_twice,
+        size=200,
+        harm=lambda truth: truth["scale"] < scale.CALIBRATED[0],
+    ),
+    # two at once
+    "gathered_by_rank_and_clipped": Case(
+        ("shuffled", "squashed", "not this model's"),
+        SCORE_AGAIN,
+        rewards=partial(both, gathered_by_rank, partial(clipped, 1.0)),
+        size=100,
+    ),
+    # two signs that cancel: the order is right, the model and its labels are not
+    "flipped_and_negated": Case(
+        ("flipped", "rescaled", "not this model's"),
+        MORE,
+        proxy="flipped_all",
+        rewards=negated,
+        size=100,
+    ),
 }
 
 HEALTHY = {
@@ -1123,6 +1701,32 @@ HEALTHY = {
     ),
     "healthy_mixed_precision_same": Case(  # a few answers come twice, as at a low temperature
         proxy="mixed_precision", texts=partial(same_twice, 0.1), size=100
+    ),
+    # third list: written by somebody who had not read the rules
+    "healthy_stochastic_rounding": Case(proxy="stochastic_rounding", size=200),
+    "healthy_other_sampling_seed": Case(proxy="soft", sampling=("--seed", "7"), size=200),
+    "healthy_cooler_samples": Case(
+        proxy="smooth", sampling=("--temperature", "0.7", "--seed", "3"), size=100
+    ),
+    "healthy_sorted_by_question": Case(proxy="mixed_precision", gold=sorted_by_question, size=200),
+    "healthy_best_last_four": Case(proxy="soft", texts=best_last, size=100, responses=4),
+    "healthy_percent": Case(proxy="fewer_pairs", gold=gold_percent, size=100, dtype="bf16"),
+    "healthy_log_probability": Case(
+        proxy="soft", gold=gold_log_probability, size=200, responses=4, dtype="bf16"
+    ),
+    "healthy_elo": Case(gold=gold_elo, size=50),
+    "healthy_level_of_each_prompt": Case(
+        proxy="smooth", gold=gold_offset_by_prompt, size=100, responses=4
+    ),
+    "healthy_float16_file": Case(proxy="fewer_pairs", rewards=in_float16, size=100, responses=4),
+    "healthy_by_transformers": Case(
+        proxy="mixed_precision", rewards=by_transformers, size=200, dtype="bf16"
+    ),
+    "healthy_short_responses": Case(proxy="soft", gold=short_responses_alone),
+    "healthy_some_empty": Case(gold=some_responses_empty, size=200, responses=4),
+    "healthy_without_records": Case(proxy="smooth", tamper=without_records, size=200),
+    "healthy_in_two_files": Case(
+        proxy="fewer_pairs", tamper=in_two_files, size=100, responses=4, dtype="bf16"
     ),
 }
 

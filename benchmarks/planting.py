@@ -558,6 +558,18 @@ def rows_are_cut():
     return rows_changed(lambda row, tokenizer: row[:30])
 
 
+def prompt_is_dropped():
+    def answer_of(row, tokenizer):
+        start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+        return row[len(row) - 1 - row[::-1].index(start) :]
+
+    return rows_changed(answer_of)
+
+
+def eos_is_written_twice():
+    return rows_changed(lambda row, tokenizer: [*row, tokenizer.eos_token_id])
+
+
 def no_template():
     from rmood.tokenization import encode
 
