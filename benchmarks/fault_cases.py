@@ -58,6 +58,9 @@ NAMES = {
     "flipped": ("labels_flipped",),
     "shuffled": ("rewards_shuffled",),
     "leak": ("duplicate_prompts",),
+    "not of the responses": ("pairs_not_of_responses",),
+    "artifact": ("annotation_artifact",),
+    "other test": ("test_pairs_differ",),
     # recorded against measured
     "not as trained": ("model_not_as_trained",),
     "not this model's": ("rewards_not_of_model",),
@@ -68,6 +71,7 @@ NAMES = {
     # of gold and the responses
     "gold saturated": ("gold_saturated",),
     "gold tied": ("gold_nearly_constant", "identical_responses"),
+    "default": ("repeated_reward",),
     "gold is the proxy": ("gold_is_proxy",),
     "length": ("goes_by_length", "gold_is_length", "length_preference_differs"),
     "responses cut": ("truncated_responses",),
@@ -1436,8 +1440,14 @@ FAULTS = {
     ),
     # soft labels made from score columns that are the wrong way round
     "scores_swapped": Case(("flipped",), MORE, proxy="scores_swapped", size=100, dtype="bf16"),
-    # right answers against answers to other questions: no id says that these pairs are too easy
-    "easy_negatives": Case((), RATE_UP, proxy="easy_negatives", size=200, harm=loses(0.77)),
+    # right answers against answers to other questions: easier than the pairs of the test
+    "easy_negatives": Case(
+        ("not of the responses", "artifact", "other test"),
+        RATE_UP,
+        proxy="easy_negatives",
+        size=200,
+        harm=loses(0.77),
+    ),
     # scoring
     # a text that is rendered already, sent to a chat endpoint that renders it
     "template_twice_at_scoring": Case(
@@ -1562,7 +1572,7 @@ FAULTS = {
     # gold
     # answers of a judge that no pattern matched; a spike at 0 among whole numbers from 1
     "judge_failed_to_zero": Case(
-        ("gold saturated", "gold tied"),
+        ("gold saturated", "gold tied", "default"),
         TRAINING,
         proxy="soft",
         gold=partial(judge_failed_to_zero, 0.35),
