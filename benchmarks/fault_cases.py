@@ -706,10 +706,9 @@ def take_rows(rows: list[int], gold, files: Files) -> np.ndarray:
     texts = read_responses(str(files.responses))
     sampled = read_run_file(str(files.responses)) or {}
     write_texts_anew(files, [prompts[i] for i in rows], [texts[i] for i in rows])
-    if "finish" in sampled:
-        sampled["finish"] = [sampled["finish"][i] for i in rows]
-        sampled = planting.first_rows(sampled, len(rows), len(texts[0]))
-        planting.write_run_beside(files.responses, sampled, prompts=files.prompts)
+    places = [(row, list(range(len(texts[row])))) for row in rows]
+    sampled = planting.run_of_places(sampled, places)
+    planting.write_run_beside(files.responses, sampled, prompts=files.prompts)
     return gold[rows]
 
 
