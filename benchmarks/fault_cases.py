@@ -61,6 +61,8 @@ NAMES = {
     "not of the responses": ("pairs_not_of_responses",),
     "artifact": ("annotation_artifact",),
     "other test": ("test_pairs_differ",),
+    "repeated rows": ("repeated_test_rows",),
+    "prompt repeated": ("responses_repeat_prompt",),
     # recorded against measured
     "not as trained": ("model_not_as_trained",),
     "not this model's": ("rewards_not_of_model",),

@@ -45,7 +45,8 @@ def test_the_head_is_multiplied_and_nothing_else(tmp_path, dtype, bias):
         load_file(source / "model.safetensors")["score.weight"], before["score.weight"]
     )
     run = json.loads((target / "run.json").read_text())
-    assert run == {"config": {"lr": 1.0}, "calibration": {"applied": 0.37}}
+    recorded = {"applied": 0.37, "applied_in_all": 0.37}
+    assert run == {"config": {"lr": 1.0}, "calibration": recorded}
     assert not (target / "checkpoints").exists() and not (tmp_path / "out.tmp").exists()
 
 

@@ -115,6 +115,12 @@ HEALTHY_MODEL = {
     "train_longer_wins": 0.6,
     "train_longer_wins_low": 0.57,
     "train_longer_wins_high": 0.63,
+    "scores_against": 0.0,
+    "scores_against_low": 0.0,
+    "echo_share": 0.0,
+    "echo_share_low": 0.0,
+    "train_echo_share": 0.0,
+    "repeated_rows": 0.0,
     "equal_sides": 0.0,
     "equal_sides_low": 0.0,
     "foreign_share": 0.0,
@@ -135,6 +141,7 @@ HEALTHY_MODEL = {
     "recorded_gap": 0.1,
     "recorded_words": "when its run ended, the loss was 0.140, now it is 0.141",
     "below_recorded": -0.05,
+    "other_way_fits": 1.0,
     # its run
     "trained_here": 1.0,
     "run_lr": 1e-3,
@@ -246,7 +253,12 @@ CASES = [
         "chat_template_missing",
         "error",
         {"plain_gain": 0.021, "plain_gain_z": 3.55, "plain_accuracy_low": 0.51},
-        {"plain_gain": 0.019, "plain_gain_z": 3.45, "plain_accuracy_low": 0.49},
+        {
+            "plain_gain": 0.019,
+            "plain_gain_z": 3.45,
+            "plain_accuracy_low": 0.49,
+            "other_way_fits": 0.0,
+        },
     ),
     ("chat_template_differs", "error", {"template_differs": 1.0}, {"template_differs": 0.0}),
     (
@@ -265,7 +277,12 @@ CASES = [
             "token_accuracy": 0.97,
             "token_words": "a pad",
         },
-        {"token_gain": 0.019, "token_gain_z": 3.45, "token_accuracy_low": 0.49},
+        {
+            "token_gain": 0.019,
+            "token_gain_z": 3.45,
+            "token_accuracy_low": 0.49,
+            "other_way_fits": 0.0,
+        },
     ),
     ("wrong_scored_token", "error", {"pad_is_last": 1.0}, {"pad_is_last": 0.0}),
     (
@@ -284,14 +301,25 @@ CASES = [
             "cut_accuracy": 0.97,
             "cut_words": "30",
         },
-        {"cut_gain": 0.019, "cut_gain_z": 3.45, "cut_accuracy_low": 0.49},
+        {
+            "cut_gain": 0.019,
+            "cut_gain_z": 3.45,
+            "cut_accuracy_low": 0.49,
+            "other_way_fits": 0.0,
+        },
     ),
     ("long_pairs_left_out", "warning", {"dropped_share": 0.101}, {"dropped_share": 0.099}),
     (
         "dropout_left_on",
         "error",
-        {"twin_gap": 0.051, "twins": 5, "score_noise": 0.034, "resolution_low": 0.02},
-        {"twin_gap": 0.049, "twins": 4.9, "score_noise": 0.0363},  # 0.051 * 2 sqrt 2 / 4 = 0.03606
+        {
+            "twin_gap": 0.051,
+            "twins": 5,
+            "score_noise": 0.034,  # at most 0.051 * 2 sqrt 2 / 4 = 0.03606
+            "reproduced": 0.51,
+            "resolution_low": 0.02,
+        },
+        {"twin_gap": 0.049, "twins": 4.9, "score_noise": 0.0363, "reproduced": 0.49},
     ),
     (
         "dropout_left_on",
@@ -320,6 +348,12 @@ CASES = [
         "error",
         {"label_noise_low": 0.605, "label_noise": 0.62, "label_noise_high": 0.64},
         {"label_noise_low": 0.595},
+    ),
+    (
+        "labels_flipped",
+        "error",
+        {"scores_against": 0.7, "scores_against_low": 0.605},
+        {"scores_against_low": 0.595},
     ),
     (
         "rewards_shuffled",
@@ -365,6 +399,7 @@ CASES = [
         {"duplicate_share": 0.02, "duplicate_share_low": 0.0102},
         {"duplicate_share_low": 0.0098},
     ),
+    ("repeated_test_rows", "warning", {"repeated_rows": 0.102}, {"repeated_rows": 0.098}),
     (
         "system_message_differs",
         "warning",
@@ -452,6 +487,12 @@ CASES = [
         "warning",
         {"break_z": 5.1, "break_best_low": 0.61, "break_worst_low": 0.49, "break_worst_high": 0.59},
         {"break_z": 4.9, "break_best_low": 0.59, "break_worst_low": 0.51, "break_worst_high": 0.61},
+    ),
+    (
+        "responses_repeat_prompt",
+        "warning",
+        {"echo_share": 0.6, "echo_share_low": 0.505, "train_echo_share": 0.495},
+        {"echo_share_low": 0.495, "train_echo_share": 0.505},
     ),
     (
         "gold_differs",
@@ -767,6 +808,11 @@ HIDDEN = [
     ("rewards_shuffled", "error", "probe_train_low", "chat_template_missing"),
     ("rewards_shuffled", "error", "probe_train_low", "gold_is_length"),
     ("rewards_shuffled", "error", "probe_train_low", "gold_depends_on_position"),
+    ("learning_rate_too_high", "error", "last_loss_low", "labels_flipped"),
+    ("tied_rewards", "warning", "proxy_tie_share_low", "rewards_squashed"),
+    ("rounding_hides_order", "warning", "scored_in", "rewards_squashed"),
+    ("rounding_hides_order", "note", "scored_in", "rewards_squashed"),
+    ("overconfident_rewards", "warning", "loss_low", "rewards_squashed"),
     ("memorised", "warning", "learning_word", "rewards_shuffled"),
     ("memorised", "warning", "learning_word", "test_pairs_differ"),
     ("memorised", "warning", "learning_word", "annotation_artifact"),

@@ -9,6 +9,7 @@ from rmood.diagnosis.pairs import (
     label_noise,
     not_of_their_row,
     pairs_against_gold,
+    repeats_prompt,
     sides_in_row,
 )
 from rmood.files.tables import Pair
@@ -131,6 +132,29 @@ def test_labels_are_compared_with_the_gold_file_or_the_pairs_own_rewards():
         pair(1, "x", "y", chosen_reward=2.0, rejected_reward=1.0),
     ]
     assert label_noise(own, None, None, None)["label_noise"] == 0.5
+
+
+def test_the_pairs_own_rewards_are_held_to_their_labels_whatever_the_gold_file_says():
+    """Soft labels are made of these: swapped columns teach the reverse of labels that are right."""
+    swapped = [
+        pair(0, "a", "b", index=0, chosen_reward=1.0, rejected_reward=2.0),
+        pair(1, "d", "c", index=1, chosen_reward=0.0, rejected_reward=3.0),
+    ]
+    found = label_noise(swapped, None, RESPONSES[:2], GOLD[:2])
+    assert (found["label_noise"], found["scores_against"]) == (0.0, 1.0)
+    assert "scores_against" not in label_noise(GOOD, None, RESPONSES, GOLD)
+
+
+def test_a_response_that_begins_with_its_prompt_repeats_it():
+    question = [{"role": "system", "content": "s"}, {"role": "user", "content": "Say hello. "}]
+
+    def repeats(text: str, prompt=question) -> bool:
+        return repeats_prompt([*prompt, {"role": "assistant", "content": text}])
+
+    assert repeats("\nSay hello. Hello!")
+    assert not repeats("Hello! Say hello.")
+    assert not repeats("anything", [{"role": "user", "content": ""}])
+    assert not repeats("anything", [])
 
 
 def test_texts_that_are_not_in_the_row_which_a_pair_names_are_counted():

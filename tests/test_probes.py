@@ -203,7 +203,7 @@ def test_the_reading_in_which_a_model_knows_its_pairs_is_found(scorer, monkeypat
     for number in range(100):
         turns = [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "a"}]
         pairs.append(Pair(chosen=turns, rejected=turns))
-    found, rewards = probes.training_reading(scorer, pairs, plain=False)
+    found, rewards, other = probes.training_reading(scorer, pairs, plain=False)
     assert rewards is ways["read"]
     assert found["read_accuracy"] == 0.5
     assert found["token_words"] == "a pad after the end"

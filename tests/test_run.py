@@ -12,9 +12,12 @@ from conftest import REPOSITORY, make_pairs, make_prompt
 from transformers import AutoModelForSequenceClassification
 
 from rmood.diagnosis import run
+from rmood.diagnosis.calibrate import write_calibrated
+from rmood.diagnosis.inputs import repeated_rows
 from rmood.diagnosis.trained import (
     gold_models,
     pairs_are_new,
+    recorded_loss,
     sampling_numbers_differ,
     sampling_template,
     system_numbers,
@@ -223,6 +226,12 @@ def test_a_model_that_is_not_what_its_run_recorded_is_found(proxy, tmp_path):
     assert same["recorded_gap"] < 1
     assert (same["run_lr"], same["run_epochs"], same["trained_here"]) == (1e-3, 2, 1)
     run._loaded.clear()
+    write_calibrated(str(folder), str(tmp_path / "once"), 3.0, {"applied": 3.0}, False)
+    write_calibrated(str(tmp_path / "once"), str(tmp_path / "twice"), 2.0, {"applied": 2.0}, False)
+    for calibrated in ("once", "twice"):  # evaluate.py calibrate says what it multiplied
+        numbers = run.diagnose(str(tmp_path / calibrated), GOLD, (PROMPTS, RESPONSES)).numbers
+        assert numbers["recorded_gap"] < 1
+        run._loaded.clear()
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.score.weight.data *= 3
     model.save_pretrained(folder)
@@ -471,3 +480,40 @@ def test_pairs_are_new_in_epoch_1_where_each_prompt_comes_in_one_step():
     assert pairs_are_new(groups, {}, run) == 1.0
     assert pairs_are_new(once, {"config": {"min_margin": 2.0}}, run) == 0.0  # easier ones
     assert pairs_are_new(once, {}, {"config": {"mix": ["other.jsonl"]}}) == 0.0
+
+
+def test_rows_that_repeat_an_earlier_one_are_counted():
+    """Prompt and responses: of one prompt with other responses each row is evidence of its own."""
+    assert repeated_rows((PROMPTS, RESPONSES)) == {"repeated_rows": 0.0}
+    assert repeated_rows((PROMPTS * 4, RESPONSES * 4)) == {"repeated_rows": 0.75}
+    assert repeated_rows((PROMPTS[:1] * 4, RESPONSES)) == {"repeated_rows": 0.0}
+    assert repeated_rows(None) == {}
+
+
+def test_another_way_to_read_must_bring_the_recorded_loss_nearer():
+    """Recorded 0.2. As read 0.69; by the other way 0.3, or 0.6, which explains less than half."""
+    record = {"config": {}, "step": 1, "pairs": 1, "results": {"epoch 1": {"train": {"loss": 0.2}}}}
+
+    def pairs_of_loss(loss: float) -> np.ndarray:
+        return np.array([[-np.log(np.expm1(loss)), 0.0]] * 30)
+
+    for other, fits in ((0.3, 1.0), (0.6, 0.0)):
+        found = recorded_loss(pairs_of_loss(0.69), pairs_of_loss(other), record, 0.1)
+        assert found["other_way_fits"] == fits
+        # by hand: 0.49 over 0.1 times sigmoid(-m) = 1 - exp(-0.69)
+        assert found["recorded_gap"] == pytest.approx(0.49 / (0.1 * (1 - np.exp(-0.69))))
+    assert recorded_loss(pairs_of_loss(0.69), pairs_of_loss(0.3), {"config": {}}, 0.1) == {}
+
+
+def test_rounding_cannot_move_a_mean_loss_by_more_than_its_bound():
+    """Noise of one sign on every margin is the worst of its size."""
+    rng = np.random.default_rng(0)
+    record = {"config": {}, "step": 1, "pairs": 1, "results": {"epoch 1": {"train": {"loss": 0.0}}}}
+    for spread in (0.5, 2.0, 5.0):
+        margins = rng.normal(size=500) * spread + spread
+        recorded = np.logaddexp(0, -margins).mean()
+        record["results"]["epoch 1"]["train"]["loss"] = recorded
+        for noise in (rng.normal(size=500), np.ones(500), 2 * (margins < 0)):
+            noise = 0.01 * noise / np.sqrt(np.square(noise).mean())
+            read = np.stack([margins + noise, np.zeros(500)], axis=1)
+            assert recorded_loss(read, read, record, 0.01)["recorded_gap"] < 1.05

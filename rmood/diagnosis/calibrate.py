@@ -144,6 +144,8 @@ def _multiplied(stored: np.ndarray, kind: str, factor: float) -> np.ndarray:
 def _record(folder: Path, facts: dict) -> None:
     run = folder / "run.json"
     known = json.loads(run.read_text(encoding="utf-8")) if run.exists() else {"config": {}}
+    before = known.get("calibration", {}).get("applied_in_all", 1.0)
+    facts = facts | {"applied_in_all": before * facts["applied"]}  # since the run ended
     run.write_text(json.dumps(known | {"calibration": facts}, indent=1) + "\n", encoding="utf-8")
     card = folder / "README.md"
     if card.exists():

@@ -222,6 +222,15 @@ def sampling_numbers(sampled: dict) -> dict:
     return numbers
 
 
+def repeated_rows(texts: Texts | None) -> dict[str, float]:
+    """repeated_rows: share of the test rows whose prompt and responses are an earlier row's: every
+    interval takes them for evidence of its own. {} without the texts."""
+    if not texts:
+        return {}
+    rows = {json.dumps([prompt, responses]) for prompt, responses in zip(*texts)}
+    return {"repeated_rows": 1 - len(rows) / len(texts[1])}
+
+
 def maker_of(rewards) -> str | None:
     """The model that made a rewards file, by its run file, where that is a local folder."""
     if not is_rewards_file(rewards):

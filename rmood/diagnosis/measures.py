@@ -441,8 +441,9 @@ def gold_numbers(
     gold_unsure       std within prompts of gold's log-odds (of a probability p: log p / (1 - p));
                       absent for a rating, whose unit is unknown
     gold_at_ends, gold_at_ends_low     share of gold's rewards within 1% of their range from its
-                      ends, without the two that are the ends: near 0 for raw rewards, far more
-                      where they were clipped or squashed; absent for a rating, which has few values
+                      ends that are equal to another one: near 0 for raw rewards, far more where
+                      they were clipped, or squashed and then rounded; absent for a rating, which
+                      has few values
     proxy_at_ends, proxy_at_ends_low   the same of the proxy's rewards
     gold_repeated, gold_repeated_low   share of gold's rewards that are its most common one,
                       gold_repeated_value; gold_repeated_over: how many times as often as the next;
@@ -476,7 +477,8 @@ def _at_ends(side: str, rewards: np.ndarray) -> dict:
     low, high = rewards.min(), rewards.max()
     near = NEAR_END * (high - low)
     at_ends = (rewards <= low + near) | (rewards >= high - near)
-    at_ends.flat[[rewards.argmin(), rewards.argmax()]] = False  # of any rewards two are the ends
+    _, number, counts = np.unique(rewards, return_inverse=True, return_counts=True)
+    at_ends &= (counts[number] > 1).reshape(rewards.shape)
     found = share(
         at_ends.ravel().astype(float), np.repeat(np.arange(len(rewards)), rewards.shape[1])
     )

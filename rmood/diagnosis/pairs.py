@@ -255,14 +255,19 @@ def label_noise(
                   else by the rewards that the pairs hold
     label_noise   share of them in which gold prefers the rejected side
     least_loss    the least loss that such labels allow, nats
+    scores_against, scores_against_low   share of the pairs that hold rewards themselves in which
+                  these prefer the rejected side: soft labels and margins are made of them
     """
     rows = [None] * len(pairs)
     if responses and gold:
         rows = rows_of(pairs, prompts, responses)
     known = 0
     wrong = 0
+    scores_against = []
     for pair, row in zip(pairs, rows):
         chosen, rejected = pair.chosen_reward, pair.rejected_reward
+        if chosen is not None and rejected is not None:
+            scores_against.append(float(chosen < rejected))
         if row is not None:
             prompt = None if prompts is None else prompts[row]
             readings = sides_in_row(pair, prompt, responses[row])
@@ -275,7 +280,11 @@ def label_noise(
     if known == 0:
         return {}
     noise = wrong / known
-    return {"label_noise": noise, "with_gold": known, "least_loss": least_loss(noise)}
+    found = {"label_noise": noise, "with_gold": known, "least_loss": least_loss(noise)}
+    if scores_against:
+        of_scores = share(np.array(scores_against), np.arange(len(scores_against)))
+        found |= {"scores_against": of_scores.value, "scores_against_low": of_scores.low}
+    return found
 
 
 # ---- texts ---------------------------------------------------------------------------------------
@@ -303,6 +312,14 @@ def equal_sides(pairs: list[Pair]) -> dict[str, float]:
     same = [float(chosen == rejected) for chosen, rejected in map(_texts, pairs)]
     found = share(np.array(same), np.arange(len(same)))
     return {"equal_sides": found.value, "equal_sides_low": found.low}
+
+
+def repeats_prompt(conversation: Conversation) -> bool:
+    """Does the response begin with the whole of the last question?"""
+    questions = [one["content"].strip() for one in conversation[:-1] if one["role"] == "user"]
+    if not questions or not questions[-1]:
+        return False
+    return conversation[-1]["content"].lstrip().startswith(questions[-1])
 
 
 # What shows in a text without reading it. Where one of these tells chosen from rejected, a model

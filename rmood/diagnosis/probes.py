@@ -329,10 +329,10 @@ def kind_of(way: str) -> str:
 
 def training_reading(
     scorer: Scorer, pairs: list[Pair], plain: bool = True
-) -> tuple[dict, np.ndarray]:
+) -> tuple[dict, np.ndarray, np.ndarray]:
     """Which way to read its training pairs makes the model right most often?
 
-    The numbers, and (B, 2) rewards of the pairs as they are scored.
+    The numbers, (B, 2) rewards of the pairs as they are scored, and those by the best other way.
 
     read_accuracy     share of pairs ranked right, read at the last token of the rendered text
     <kind>_accuracy   the same for the best way of each kind: token, cut and plain;
@@ -370,7 +370,7 @@ def training_reading(
     differing_pairs = max(1.0, np.abs(gain).sum())
     found[f"{kind}_gain"] = float(gain.mean())
     found[f"{kind}_gain_z"] = float(gain.sum() / differing_pairs**0.5)
-    return found, by_way["read"]
+    return found, by_way["read"], by_way[best_way[kind]]
 
 
 def _best_plain_reading(

@@ -36,6 +36,7 @@ from .inputs import (
     read_rewards_for,
     read_run,
     read_texts,
+    repeated_rows,
     run_numbers,
     run_of_responses,
     sampling_numbers,
@@ -168,7 +169,7 @@ def diagnose(
         folder = scorer.name
     metrics = read_metrics(folder) if folder else []
     numbers = compare(rewards, gold_rewards, texts[1] if texts else None, gold_kind)
-    numbers |= sampling_numbers(sampled or {})
+    numbers |= sampling_numbers(sampled or {}) | repeated_rows(texts)
     numbers |= training_summary(metrics) | (run_numbers(read_run(folder)) if folder else {})
     numbers |= curve_numbers(metrics, read_run(folder)) if folder else {}
 

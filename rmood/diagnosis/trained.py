@@ -20,11 +20,12 @@ from ..tokenization import render, template_facts
 from . import probes
 from .inputs import PathLike, draw, read_run, run_of_responses
 from .measures import bf16_share, resolution, train_numbers
-from .pairs import cue_numbers, equal_sides, label_noise, not_of_their_row
+from .pairs import cue_numbers, equal_sides, label_noise, not_of_their_row, repeats_prompt
 from .scale import (
     FEWEST_PROMPTS,
     Estimate,
     learning_word,
+    loss_at,
     scale_numbers,
     share,
     towards_gold,
@@ -105,12 +106,16 @@ def probe(
         found |= cue_numbers(draw(known, CUE_PAIRS, seed), responses, gold)
         missing += not_there
         drawn, is_recorded = draw_as_recorded(known, run, num_samples, seed, pairs is not None)
-        reading, of_drawn = probes.training_reading(scorer, drawn, plain=full)
+        reading, of_drawn, otherwise = probes.training_reading(scorer, drawn, plain=full)
         found |= reading | train_numbers(of_drawn, [pair.prompt_key for pair in drawn])
-        found |= recorded_numbers(numbers | found, run, is_recorded, pairs is not None)
+        if is_recorded:
+            found |= recorded_loss(of_drawn, otherwise, run, found["score_noise"])
         if "recorded_gap" not in found:
             why = "run.json has no loss of these training pairs, scored after training"
             missing.append(lacking("recorded_gap", why))
+            found |= {"other_way_fits": 1.0}
+            if "last_accuracy_low" in numbers and pairs is None:
+                found["below_recorded"] = numbers["last_accuracy_low"] - found["train_right_high"]
         held_out = numbers if own is None else scale_numbers(*towards_gold(own, gold))
         found["learning_word"] = "cannot tell"
         if min(found["train_prompts"], held_out["scale_prompts"]) >= FEWEST_PROMPTS:
@@ -176,6 +181,8 @@ def pair_numbers(
     duplicate_share, duplicate_share_low    test prompts that are training prompts too
     train_longer_wins, ..._low, ..._high    share of the pairs whose chosen response is the longer
     equal_sides, foreign_share              pairs.equal_sides, pairs.not_of_their_row
+    echo_share, echo_share_low, train_echo_share   share of the test responses, and of the chosen
+                                            ones, that begin with their prompt
     dropped_share, max_length               pairs left out because they are longer
     unknown_system_share, system_words      test prompts whose system message no training pair has;
                                             only where these have ten different ones or fewer
@@ -198,6 +205,10 @@ def pair_numbers(
         missing.append(lacking("label_noise", "gold's rewards of the training pairs are not known"))
 
     numbers |= equal_sides(pairs)
+    echoes = np.array([[repeats_prompt(one) for one in row] for row in conversations], dtype=float)
+    of_test = share(echoes.ravel(), np.arange(len(echoes)).repeat(echoes.shape[1]))
+    numbers |= {"echo_share": of_test.value, "echo_share_low": of_test.low}
+    numbers["train_echo_share"] = float(np.mean([repeats_prompt(pair.chosen) for pair in pairs]))
     if responses:
         numbers |= not_of_their_row(pairs, responses)
     training_prompts = {pair.prompt_key for pair in pairs}
@@ -286,29 +297,35 @@ def draw_as_recorded(
     return drawn, len(drawn) == len(sample)
 
 
-def recorded_numbers(numbers: dict, run: dict, is_recorded: bool, other_pairs: bool) -> dict:
+def recorded_loss(read: np.ndarray, otherwise: np.ndarray, run: dict, score_noise: float) -> dict:
     """Does the model read its training pairs as its run did, when that ended?
 
-    recorded_gap     |loss now - loss recorded after the last epoch|, of the same pairs, over
-                     score_noise. -log sigmoid(m) changes by at most what m does, so rounding
-                     changes a mean loss by less than score_noise.
+    read, otherwise: (B, 2) rewards of the pairs that the run scored, chosen first, and those by
+    another way to read them. {} where the run recorded no loss of them.
+
+    recorded_gap     |loss now - loss recorded|, over what rounding can make of it. The loss of a
+                     pair changes by sigmoid(-m) for each nat of its margin m, so, by Cauchy and
+                     Schwarz, the mean loss by score_noise times the rms of sigmoid(-m) at most
     recorded_words   both losses, in words
-    below_recorded   only without recorded_gap, which is exact: lower bound of the accuracy in the
-                     run's last tenth of steps minus the upper bound of train_right
+    other_way_fits   1 where the other way's loss is nearer to the recorded one, by half of the
+                     distance at least: only then may the model have been trained in that way
     """
-    found = {}
     recorded = _recorded_train(run).get("loss")
-    if is_recorded and recorded is not None:
-        now = numbers["train_loss"]
-        rounding = max(numbers["score_noise"], 1e-3)  # the losses are compared to three digits
-        found["recorded_gap"] = abs(now - recorded) / rounding
-        found["recorded_words"] = (
-            f"when its run ended, the loss of the same training pairs was {recorded:.3f}, "
-            f"now it is {now:.3f}"
-        )
-    elif "last_accuracy_low" in numbers and not other_pairs:
-        found["below_recorded"] = numbers["last_accuracy_low"] - numbers["train_right_high"]
-    return found
+    if recorded is None:
+        return {}
+    # the head of a calibrated model was multiplied after training
+    factor = run.get("calibration", {}).get("applied_in_all", 1.0)
+    margins = (read[:, 0] - read[:, 1]) / factor
+    now = float(loss_at(1.0, margins).mean())
+    slopes = 1 - np.exp(-loss_at(1.0, margins))  # sigmoid(-m)
+    rounding = score_noise / factor * float(np.sqrt(np.square(slopes).mean()))
+    left = abs(float(loss_at(1 / factor, otherwise[:, 0] - otherwise[:, 1]).mean()) - recorded)
+    return {
+        "recorded_gap": abs(now - recorded) / max(rounding, 1e-3),  # compared to three digits
+        "recorded_words": "when its run ended, the loss of the same training pairs was "
+        f"{recorded:.3f}, now it is {now:.3f}",
+        "other_way_fits": float(left <= abs(now - recorded) / 2),
+    }
 
 
 def _recorded_train(run: dict) -> dict:
