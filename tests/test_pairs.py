@@ -1,7 +1,11 @@
 """Training pairs against the gold rewards that they were made from."""
 
+import itertools
+import json
+
 import numpy as np
 import pytest
+from conftest import DATA, needs_data
 
 from rmood.diagnosis.pairs import (
     cue_numbers,
@@ -12,7 +16,7 @@ from rmood.diagnosis.pairs import (
     repeats_prompt,
     sides_in_row,
 )
-from rmood.files.tables import Pair
+from rmood.files.tables import Pair, read_pairs
 
 
 def pair(i: int, chosen: str, rejected: str, **more) -> Pair:
@@ -213,3 +217,28 @@ def test_texts_that_look_alike_have_no_mark():
     found = cue_numbers(pairs, letters, gold)
     assert found["cue_right_high"] < 0.7
     assert cue_numbers(pairs, letters, np.zeros((300, 2))) == {}  # gold orders nothing
+
+
+# ---- real preference data ------------------------------------------------------------------------
+
+
+@needs_data
+@pytest.mark.parametrize("file", ["hh/harmless-base-test.jsonl.gz", "judgebench/pairs.jsonl"])
+def test_people_s_labels_and_objective_ones_cannot_be_told_at_a_look(file):
+    pairs = read_pairs(str(DATA / file))[:2000]
+    found = cue_numbers(pairs, [["a", "b"]], np.array([[1.0, 0.0]]))
+    assert found["cue_right_high"] < 0.6
+
+
+@needs_data
+def test_a_refusal_s_first_word_tells_rm_bench_s_safety_pairs():
+    """Every chosen response refuses: a model trained on these alone learns how refusals begin."""
+    rows = json.loads((DATA / "rm-bench" / "safety-refuse_filtered.json").read_text("utf-8"))
+    pairs = []
+    for number, row in enumerate(rows):
+        sides = itertools.product(row["chosen"], row["rejected"])
+        pairs += [pair(number, chosen, rejected) for chosen, rejected in sides]
+    found = cue_numbers(pairs[:2000], [["a", "b"]], np.array([[1.0, 0.0]]))
+    assert found["cue"] == 'of the chosen response: it begins with "I\'m"'
+    assert found["cue_right"] > 0.8
+    assert found["cue_test_right"] == 0.5  # another test has no refusals
