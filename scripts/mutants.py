@@ -60,6 +60,11 @@ CODE = [  # what is replaced in faults.py, and by what
     ("first_of_id.setdefault(fault.id, fault)", "first_of_id[fault.id] = fault"),
     ("math.sqrt(2)  #", "2  #"),
     ('n["train_bits"])\n', 'n["train_bits"] - 0.4)\n'),
+    ('if not n.get("pairs_are_new")', "if False"),
+    ("max(0.0, *shifts)", "min(0.0, *shifts)"),
+    ("second.value - half", "second.value + half"),
+    ("second.high - second.low) / 2", "second.high - second.low)"),
+    ('math.exp(-n["rate_sum"] *', "math.exp(-"),
 ]
 
 

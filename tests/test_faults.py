@@ -961,6 +961,13 @@ def test_rewards_that_are_not_the_model_s_are_not_called_compressed():
     assert tried == 6
 
 
+def test_the_accuracy_of_epoch_1_is_held_out_only_where_its_pairs_are_new():
+    seen = {"new_accuracy": 0.99, "new_accuracy_low": 0.98, "new_accuracy_high": 1.0}
+    assert ids(HEALTHY_MODEL | seen) == ["test_pairs_differ"]
+    for pairs_are_new in (0.0, WITHOUT):
+        assert ids(HEALTHY_MODEL | seen | {"pairs_are_new": pairs_are_new}) == []
+
+
 def test_symptoms_are_what_the_numbers_of_match_and_training_show():
     """The last blocks of the table, from the flipped match on; and margins far too wide.
 

@@ -443,6 +443,8 @@ def test_test_responses_that_were_sampled_by_another_template_are_found():
     other = sampling_template([of_training, of_test], trained, stages)
     assert other["sampling_template_differs"] == 1.0
     assert "sampling bbbbbbbb, scoring aaaaaaaa" in other["template_words"]
+    moved = of_test | {"config": {"model_name": "/elsewhere/models/sft"}}
+    assert sampling_template([moved], trained, stages)["sampling_template_differs"] == 1.0
     # another model's responses have its own template, rightly; and {} is no run file
     of_another = {"config": {"model_name": "models/other"}, "rendered_sha256": "c" * 64}
     assert sampling_template([of_another, {}], trained, stages) == {}

@@ -361,8 +361,9 @@ def sampling_template(sampled: list[dict], run: dict, stages: dict[str, dict]) -
     """
     numbers = {}
     for one in sampled:
-        if one.get("config", {}).get("model_name") != run["config"].get("model_name", ""):
-            continue
+        sampler = one.get("config", {}).get("model_name") or ""
+        if Path(sampler).name != Path(run["config"].get("model_name") or "").name:
+            continue  # by name: folders move
         differs, words = _differ(stages | {"sampling": one}, "sampling", "scoring")
         if differs:
             return {"sampling_template_differs": 1.0, "template_words": words}
