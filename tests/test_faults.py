@@ -162,6 +162,8 @@ HEALTHY_MODEL = {
     "new_accuracy_low": 0.8,
     "new_accuracy_high": 0.86,
     "rate_sum": 0.07,
+    "reward_drift": 0.8,
+    "drift_over_margins": 0.4,
     "last_loss": 0.2,
     "last_loss_low": 0.15,
     "last_loss_high": 0.25,
@@ -536,6 +538,12 @@ CASES = [
     ),
     (
         "learning_rate_too_high",
+        "error",
+        LITTLE | {"reward_drift": 3.05, "drift_over_margins": 10.2},
+        {"reward_drift": 2.95, "drift_over_margins": 9.8, "train_bits_high": 0.51},
+    ),
+    (
+        "learning_rate_too_high",
         "warning",
         {"backbone_moved": 1.02, "scale_word": "overconfident"},
         {"backbone_moved": 0.98, "scale_word": "calibrated"},
@@ -595,6 +603,7 @@ CASES = [
             "train_bits_high": 0.51,
             "train_right_high": 0.801,
             "run_epochs": 1.95,
+            "reward_drift": 3.05,
             "scale_word": "overconfident",
         },
     ),
@@ -606,6 +615,7 @@ CASES = [
             "train_bits_high": 0.51,
             "train_right_high": 0.801,
             "run_epochs": 2,
+            "reward_drift": 3.05,
             "scale_word": "overconfident",
         },
     ),
@@ -617,6 +627,17 @@ CASES = [
             "train_bits_high": 0.51,
             "train_right_high": 0.801,
             "run_epochs": 2,
+            "scale_word": "overconfident",
+        },
+    ),
+    (
+        "under_learned",
+        "warning",
+        LITTLE | {"train_bits_high": 0.49, "reward_drift": 3.05, "drift_over_margins": 4.0},
+        {
+            "train_bits_high": 0.51,
+            "train_right_high": 0.801,
+            "reward_drift": 2.95,
             "scale_word": "overconfident",
         },
     ),
@@ -826,6 +847,8 @@ HIDDEN = [
     ("learning_rate_too_high", "error", "backbone_moved", "weight_decay_too_high"),
     ("learning_rate_too_high", "error", "update_ratio_max", "weight_decay_too_high"),
     ("learning_rate_too_low", "warning", "run_epochs", "weight_decay_too_high"),
+    ("learning_rate_too_high", "error", "drift_over_margins", "weight_decay_too_high"),
+    ("under_learned", "warning", "reward_drift", "learning_rate_too_high"),
     ("memorised", "warning", "learning_word", "wrong_scored_token"),
     ("learning_rate_too_low", "warning", "run_epochs", "bf16_updates_lost"),
     ("learning_rate_too_low", "warning", "run_epochs", "learning_rate_too_high"),
@@ -863,6 +886,7 @@ GIVEN_AS = {
     "cue_lost": "cue_test_right",
     "test_shortfall": "new_accuracy",
     "run_decay": "run_weight_decay",
+    "rewards_ran": "reward_drift",
 }
 BLOCKS = faults.read_faults()
 

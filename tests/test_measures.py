@@ -556,6 +556,18 @@ def test_the_last_quarter_of_epoch_1_is_held_out():
     assert "new_accuracy_low" not in training_summary(metrics[:8])  # its last quarter is two steps
 
 
+def test_the_mean_reward_s_way_is_measured_beside_the_spread_within_pairs():
+    """From 1 to -5 and back to -4; at the end a spread of 0.5."""
+    means = np.concatenate([np.linspace(1, -5, 30), np.linspace(-5, -4, 10)])
+    metrics = [
+        {"step": i + 1, "epoch": 1, "loss": 0.7, "reward_mean": mean, "std_within": 0.5}
+        for i, mean in enumerate(means)
+    ]
+    found = training_summary(metrics)
+    assert (found["reward_drift"], found["drift_over_margins"]) == (6.0, 12.0)
+    assert "reward_drift" not in training_summary([{"step": 1, "loss": 0.7}])
+
+
 def test_a_default_among_gold_s_rewards_is_counted():
     """A tenth of them exactly 0; rounding repeats many values, and none much more than the next."""
     rng = np.random.default_rng(0)

@@ -48,6 +48,7 @@ def compared() -> dict:
 
 def summarised() -> dict:
     names = ["loss", "accuracy", "lost_updates", "update_kept", "update_ratio", "learning_rate"]
+    names += ["reward_mean", "std_within"]
     line = dict.fromkeys([*names, "grad_norm_backbone"], 0.5)
     return training_summary([line | {"step": step, "epoch": 1} for step in range(1, 9)])
 

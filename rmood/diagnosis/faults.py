@@ -31,6 +31,9 @@ OF_ALL_PAIRS = ("gold_tie_share", "gold_tie_share_low", "gold_kind", "twin_share
 # A cause beside an error that it explains is an error too where it costs this much, in bits: it is
 # what a match of 0.75 knows (calibrated normal margins).
 GRAVE = 0.25
+# Calibrated normal margins that know half a bit have a standard deviation of 3 nats
+# (docs/compressed_rewards.md, the table of match and width: 0.84).
+HALF_A_BIT = 3.0
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,13 @@ def derived(numbers: dict) -> dict:
                      in epoch 1 and none was left out for its small margin
     run_decay        what weight decay took of a weight that no gradient restored:
                      1 - exp(-rate_sum * run_weight_decay)
+    rewards_ran      1 where reward_drift is above what half a bit takes in margins, else 0
     cue_lost         lower bound of cue_right minus cue_test_right
     gold_kind_words  gold_kind, and whether it was said or guessed
     """
     n = numbers
     found = {"squeeze_asked": n.get("asked_to_squeeze", 0.0)}
+    found["rewards_ran"] = float(n.get("reward_drift", 0.0) > HALF_A_BIT)
     found |= {"noise_bits": least_loss(n.get("label_noise", 0.0)) / math.log(2)}
     if "train_bits" in n and "train_bits_high" in n:
         allowed = 1 - found["noise_bits"]

@@ -822,6 +822,9 @@ def training_summary(metrics: list[dict]) -> dict[str, float]:
         new_accuracy                mean over the last quarter of epoch 1's steps: where each pair
                                     is new then, this is held out; with _low and _high
         rate_sum                    sum of the logged steps' rates
+        reward_drift                the largest distance of a step's mean reward from the first
+                                    step's, nats: the loss is blind to it
+        drift_over_margins          that over the spread within pairs in the last tenth of the steps
         loss_fell                   mean loss of the third quarter of the steps minus the last one's
         steps, epochs               of the last logged step
         lost_updates, update_kept   means over the steps in which they were measured
@@ -839,18 +842,22 @@ def training_summary(metrics: list[dict]) -> dict[str, float]:
     third_quarter = _mean("loss", lines[2 * quarter : 3 * quarter])
     last_quarter = _mean("loss", lines[3 * quarter :])
     ratios = _column("update_ratio", measured)
+    offsets = np.array(_column("reward_mean", lines))
+    spread = _mean("std_within", last_tenth)
     summary = {
         "first_loss": lines[0]["loss"],
         "steps": _mean("step", lines[-1:]),
         "epochs": _mean("epoch", lines[-1:]),
         "loss_fell": third_quarter - last_quarter,
         "rate_sum": np.sum(_column("learning_rate", lines)),
+        "reward_drift": np.max(np.abs(offsets - offsets[0])),
         "lost_updates": _mean("lost_updates", measured),
         "update_kept": _mean("update_kept", measured),
         "update_ratio": np.quantile(ratios, 0.9),
         "update_ratio_max": np.max(ratios),
         "grad_norm_backbone_max": np.max(_column("grad_norm_backbone", lines)),
     }
+    summary["drift_over_margins"] = summary["reward_drift"] / spread if spread else math.nan
     for name in ("loss", "accuracy"):
         summary |= _of_steps(f"last_{name}", _column(name, last_tenth))
     first_pass = [line for line in lines if line.get("epoch") == 1]
