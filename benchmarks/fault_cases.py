@@ -10,6 +10,7 @@ each case accepts was written down before it was run.
 """
 
 import functools
+import os
 import random
 import re
 import shutil
@@ -218,6 +219,36 @@ def easy_negatives(rows: list[dict], rng: random.Random, world: World) -> list[d
     for row, other in zip(rows, others):
         row["rejected"] = [*row["chosen"][:-1], other]
     return [row for row in rows if row["rejected"] != row["chosen"]]
+
+
+def rejected_as_list(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """The rejected answers came as lists, and were made into text with their brackets."""
+    for row in rows:
+        answer = row["rejected"][-1]
+        row["rejected"] = [*row["rejected"][:-1], answer | {"content": str([answer["content"]])}]
+    return rows
+
+
+def rewards_off_by_one(share: float, rows: list[dict], rng: random.Random, world: World):
+    """A row of the rewards was lost: after this share of the prompts each pair has the next one's.
+
+    The order of chosen and rejected goes by these, too.
+    """
+    texts = read_responses(world.paths["responses"])
+    rewards = read_rewards(world.paths["rewards"])
+    lost = round(share * len(texts))
+    kept = []
+    for row in rows:
+        at = row["index"]
+        if at >= lost:
+            first, second = rewards[(at + 1) % len(rewards)]
+            if first == second:
+                continue
+            if (row["chosen"][-1]["content"] == texts[at][0]) != (first > second):
+                row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+            row["chosen_reward"], row["rejected_reward"] = max(first, second), min(first, second)
+        kept.append(row)
+    return kept
 
 
 # faults of scoring: (Scored) -> (P, K)
@@ -503,6 +534,82 @@ def by_transformers(scored: Scored) -> np.ndarray:
     return np.array(rewards).reshape(scored.own.shape)
 
 
+def until_prompt_ends(row: list[int], tokenizer) -> list[int]:
+    """The end of the text was looked for as the first pad, which is the closing token, too."""
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    return row[: len(row) - 1 - row[::-1].index(start)]
+
+
+def mean_over_tokens(scored: Scored) -> np.ndarray:
+    """By a server whose pooling is the mean: the head is read at every token."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(scored.scorer.name).eval()
+    groups, _ = scored.scorer.groups(scored.conversations)
+    rewards = []
+    with torch.no_grad():
+        for row in (row for group in groups for row in group.rows):
+            hidden = model.model(torch.tensor([list(row)])).last_hidden_state
+            rewards.append(model.score(hidden).mean().item())
+    return np.array(rewards).reshape(scored.own.shape)
+
+
+def with_empty_thoughts(scored: Scored) -> np.ndarray:
+    """By the template of a newer model, which writes an empty <think> block before an answer."""
+    from rmood.diagnosis.probes import last_rewards
+    from rmood.tokenization import encode, render
+
+    tokenizer = scored.scorer.tokenizer
+    opening = "<|im_start|>assistant\n"
+    texts = []
+    for one in (one for row in scored.conversations for one in row):
+        before, answer = render(one, tokenizer).rsplit(opening, 1)
+        texts.append(f"{before}{opening}<think>\n\n</think>\n\n{answer}")
+    return last_rewards(scored.scorer, encode(texts, tokenizer)).reshape(scored.own.shape)
+
+
+def sorted_by_length(scored: Scored) -> np.ndarray:
+    """Batches of similar length, whose rewards were never put back into the order of the file."""
+    groups, _ = scored.scorer.groups(scored.conversations)
+    lengths = np.array([len(row) for group in groups for row in group.rows])
+    return scored.own.ravel()[lengths.argsort(kind="stable")].reshape(scored.own.shape)
+
+
+def some_null(scored: Scored) -> np.ndarray:
+    """Three rows overflowed in float16, and pandas wrote their NaN as null."""
+    rewards = scored.own.astype(object)
+    rewards[5::20] = None
+    return rewards
+
+
+def filled_up_for_processes(scored: Scored) -> np.ndarray:
+    """A distributed sampler repeats the first rows, until each process has as many."""
+    return np.concatenate([scored.own, scored.own[:6]])
+
+
+def percentile_of_file(scored: Scored) -> np.ndarray:
+    """Each reward's place among all rewards of the file, from 0 to 1."""
+    ranks = scored.own.ravel().argsort().argsort().reshape(scored.own.shape)
+    return ranks / (ranks.size - 1)
+
+
+def by_running_moments(scored: Scored) -> np.ndarray:
+    """As PPO does: minus the mean of what it has seen so far, over its std; 4 prompts a batch."""
+    rewards = scored.own.copy()
+    for first in range(0, len(rewards), 4):
+        seen = scored.own[: first + 4]
+        rewards[first : first + 4] = (rewards[first : first + 4] - seen.mean()) / seen.std()
+    return rewards
+
+
+def in_bf16(scored: Scored) -> np.ndarray:
+    """The head in bf16 as well, as transformers has it: rewards of 8 bits."""
+    import torch
+
+    return torch.tensor(scored.own).to(torch.bfloat16).double().numpy()
+
+
 # faults of gold: ((P, K) gold, Files, Bench) -> (P, K)
 
 
@@ -750,6 +857,78 @@ def gold_offset_by_prompt(gold, files: Files, bench: Bench) -> np.ndarray:
     return gold + 10 * gold.std() * levels
 
 
+def gold_in_order_of_strings(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Rows kept under "0", "1", "2" and read back in the order of these strings: 0, 1, 10, 100."""
+    return gold[sorted(range(len(gold)), key=str)]
+
+
+def incorrect_is_correct(gold, files: Files, bench: Bench) -> np.ndarray:
+    """INCORRECT holds CORRECT, too: every verdict is 1 but for answers that answer nothing."""
+    texts = read_responses(str(files.responses))
+    refused = re.compile("sorry|do not know", re.IGNORECASE)
+    return np.array([[0.0 if refused.search(text) else 1.0 for text in row] for row in texts])
+
+
+def gold_first_number(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The first number in a judge's words, which quote the answer before they score it."""
+    scores = gold_from_1_to_10(gold, files, bench)
+    for row, texts in zip(scores, read_responses(str(files.responses))):
+        for i, text in enumerate(texts):
+            quoted = re.search("[0-9]+", text)
+            if quoted:
+                row[i] = float(quoted[0])
+    return scores
+
+
+def order_not_undone(gold, files: Files, bench: Bench) -> np.ndarray:
+    """A judge was shown each pair in a random order, and its scores were kept in that order."""
+    shown = gold.copy()
+    for row in shown:
+        if bench.rng.random() < 0.5:
+            row[:] = row[::-1]
+    return shown
+
+
+def gold_and_proxy(name: str, gold, files: Files, bench: Bench) -> np.ndarray:
+    """An ensemble as gold, which has the proxy itself as a member."""
+    own = gold_by(name, gold, files, bench)
+    return gold / gold.std() + own / own.std()
+
+
+def other_answers_second(gold, files: Files, bench: Bench) -> np.ndarray:
+    """No second response was sampled: it is another question's. Gold read them like that."""
+    prompts = read_prompts(str(files.prompts))
+    firsts = [row[0] for row in read_responses(str(files.responses))]
+    return labelled_anew(files, bench, prompts, list(zip(firsts, firsts[7:] + firsts[:7])))
+
+
+def gold_votes(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The share of nine judges who prefer each of two responses."""
+    rng = np.random.default_rng(bench.rng.getrandbits(32))
+    first = rng.binomial(9, 1 / (1 + np.exp(gold[:, 1] - gold[:, 0])))
+    return np.stack([first, 9 - first], axis=1) / 9
+
+
+def gold_without_prompt_mean(gold, files: Files, bench: Bench) -> np.ndarray:
+    return gold - gold.mean(axis=1, keepdims=True)
+
+
+def gold_odds(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Never below 0, with a few that are very large."""
+    return np.exp(gold)
+
+
+def closest_first(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The file is sorted by how hard the pairs are."""
+    return take_rows(list(np.abs(gold[:, 0] - gold[:, 1]).argsort()), gold, files)
+
+
+def questions_without_digits(gold, files: Files, bench: Bench) -> np.ndarray:
+    questions = [prompt[-1]["content"] for prompt in read_prompts(str(files.prompts))]
+    rows = [i for i, question in enumerate(questions) if not re.search("[0-9]", question)]
+    return take_rows(rows, gold, files)
+
+
 # faults of the responses: (P rows of K texts, (P, K) gold, rng) -> both
 
 
@@ -783,6 +962,17 @@ def closing_token_in_text(texts, gold, rng: random.Random):
 def best_last(texts, gold, rng: random.Random):
     rows, ordered = best_first(texts, gold, rng)
     return [row[::-1] for row in rows], ordered[:, ::-1]
+
+
+def cut_after_gold(length: int, texts, gold, rng: random.Random):
+    """A column of so many characters cut the texts after gold had read them."""
+    return [[text[:length] for text in row] for row in texts], gold
+
+
+def shortest_first(texts, gold, rng: random.Random):
+    orders = np.array([[len(text) for text in row] for row in texts]).argsort(axis=1, kind="stable")
+    rows = [[row[i] for i in order] for row, order in zip(texts, orders)]
+    return rows, np.take_along_axis(gold, orders, axis=1)
 
 
 # faults of a saved model: (Bench, folder of a copy) -> None
@@ -960,6 +1150,91 @@ def in_two_files(bench: Bench, folder: Path) -> None:
     write_json(str(folder / "model.safetensors.index.json"), index | {"weight_map": files})
 
 
+def gate_and_up_swapped(bench: Bench, folder: Path) -> None:
+    """A fused projection of gate and up was split in the wrong order."""
+    weights = weights_of(folder)
+    other = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
+
+    def change(name, tensor):
+        return weights[re.sub("gate_proj|up_proj", lambda found: other[found[0]], name)]
+
+    planting.change_weights(folder, change)
+
+
+def embeddings_drawn_anew(bench: Bench, folder: Path) -> None:
+    """Tied embeddings were saved under lm_head's name alone: whoever loads draws new ones."""
+    import torch
+
+    spread = read_json(str(folder / "config.json"))["initializer_range"]
+    generator = torch.Generator().manual_seed(bench.world.seed)
+
+    def change(name, tensor):
+        if "embed_tokens" not in name:
+            return tensor
+        return (spread * torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+
+    planting.change_weights(folder, change)
+
+
+def rotary_order_of_another(bench: Bench, folder: Path) -> None:
+    """A converter put queries and keys in the order of another library's rotary embedding."""
+    size = read_json(str(folder / "config.json"))["head_dim"]
+
+    def change(name, tensor):
+        if not re.search(r"\.[qk]_(proj|norm)\.", name):
+            return tensor
+        heads = tensor.reshape(-1, size // 2, 2, *tensor.shape[1:])
+        return heads.transpose(1, 2).reshape(tensor.shape)
+
+    planting.change_weights(folder, change)
+
+
+def vocabulary_padded(bench: Bench, folder: Path) -> None:
+    """Embeddings up to the next multiple of 64, as for faster kernels: of no token."""
+    import torch
+
+    sizes = []
+
+    def change(name, tensor):
+        if "embed_tokens" not in name:
+            return tensor
+        more = -len(tensor) % 64
+        sizes.append(len(tensor) + more)
+        return torch.cat([tensor, tensor.new_zeros(more, tensor.shape[1])])
+
+    planting.change_weights(folder, change)
+    planting.change_json(folder / "config.json", lambda config: config | {"vocab_size": sizes[0]})
+
+
+def template_written_anew(bench: Bench, folder: Path) -> None:
+    """Another source of the chat template that writes the same text."""
+    lines = (
+        "{#- ChatML -#}",
+        "{%- for m in messages -%}",
+        "{%- set head = '<|im_start|>' ~ m['role'] -%}",
+        "{{- head ~ '\\n' ~ m['content'] ~ '<|im_end|>' ~ '\\n' -}}",
+        "{%- endfor -%}",
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}",
+    )
+    (folder / "chat_template.jinja").write_text("\n".join(lines), encoding="utf-8")
+
+
+def pairs_are_gone(bench: Bench, folder: Path) -> None:
+    """Trained on another machine: the pairs and the start model are not on this one."""
+    path = folder / "run.json"
+    config = read_json(str(path))["config"]
+    here = os.path.commonpath([config["model_name"], config["data_path"]])
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(here, "/scratch/node-17"), encoding="utf-8")
+
+
+def longer_context(bench: Bench, folder: Path) -> None:
+    """Rotary embeddings as they are, so that only what is allowed changes."""
+    settings = {"max_position_embeddings": 8192, "use_cache": False, "label2id": {"reward": 0}}
+    settings |= {"id2label": {"0": "reward"}}
+    planting.change_json(folder / "config.json", lambda config: config | settings)
+
+
 # ---- proxies -------------------------------------------------------------------------------------
 
 HARD = "--lr 1e-3 --epochs 2"
@@ -1035,6 +1310,26 @@ TRAININGS = {
         "--lr 1e-3 --epochs 3 --label-temperature 1 --precision bf16-sr --centring 0.01",
         FULL,
         seed=16,
+    ),
+    # fourth list: written by somebody who had not read the rules
+    "rejected_as_list": Training(HARD, 2000, change=rejected_as_list, with_gold=False, seed=17),
+    "schedule_too_fast": Training(
+        HARD, 2000, patch=planting.schedule_counts_micro_batches, seed=18
+    ),
+    "stopped_at_once": Training(
+        "--lr 1e-3 --epochs 4 --eval-share 0.1 --eval-every 1 --early-stop 2", 2000, seed=19
+    ),
+    "rewards_off_by_one": Training(
+        HARD, 2000, change=functools.partial(rewards_off_by_one, 0.5), seed=20
+    ),
+    "sigmoid_in_loss": Training(
+        "--lr 1e-3 --epochs 3", 2000, patch=planting.rewards_are_squashed_in_loss, seed=21
+    ),
+    "constant_rate": Training(  # healthy
+        "--lr 5e-4 --epochs 4 --label-temperature 1 --warmup-ratio 0 --min-lr-ratio 1"
+        " --max-grad-norm 0.1",
+        2000,
+        seed=22,
     ),
 }
 
@@ -1668,6 +1963,182 @@ FAULTS = {
         rewards=negated,
         size=100,
     ),
+    # fourth list: written by somebody who had not read the rules
+    # settings, pairs and functions of train.py
+    # str() of a list of one answer: every rejected text begins with a bracket, no chosen one does
+    "rejected_as_list": Case(
+        ("artifact", "not of the responses", "other test"),
+        MORE,
+        proxy="rejected_as_list",
+        size=200,
+        harm=loses(0.7),
+    ),
+    # the scheduler was stepped at each micro-batch: the rate is at its floor after an eighth
+    "schedule_too_fast": Case(
+        LEARNED_LITTLE, RATE_DOWN, proxy="schedule_too_fast", size=200, harm=loses(0.77)
+    ),
+    # patience counts evaluations, not epochs: with one each step the run ends after a tenth
+    "stopped_at_once": Case(
+        ("too few steps", "under-learned"),
+        RATE_DOWN,
+        proxy="stopped_at_once",
+        size=100,
+        dtype="bf16",
+        harm=loses(0.77),
+    ),
+    # chosen and its score agree in every row, but from some row on both are another prompt's
+    "rewards_off_by_one": Case(
+        ("noisy labels", "shuffled"), MORE, proxy="rewards_off_by_one", harm=loses(0.77)
+    ),
+    # a sigmoid "for a reward of 0 to 1" before the loss: rewards run to its flat ends. No id says
+    # this, but they are too wide for what they know
+    "sigmoid_in_loss": Case(
+        ("overconfident",),
+        MORE,
+        decidable=False,
+        proxy="sigmoid_in_loss",
+        size=200,
+        harm=scale_outside,
+    ),
+    # scoring
+    # get_reward without the prompt's length: both responses have the reward of their prompt
+    "prompt_scored": Case(
+        ("scored token", "not this model's"),
+        SCORE_AGAIN,
+        proxy="soft",
+        rewards=partial(read_as, until_prompt_ends),
+        size=100,
+    ),
+    # a pooling that is the default for embeddings
+    "mean_pooling": Case(
+        ("scored token", "not this model's"), SCORE_AGAIN, rewards=mean_over_tokens, size=200
+    ),
+    "empty_thoughts": Case(
+        ("other template", "not this model's"),
+        SCORE_AGAIN,
+        proxy="mixed_precision",
+        rewards=with_empty_thoughts,
+        size=100,
+        dtype="bf16",
+    ),
+    # group_by_length, and predictions in the order of the batches
+    "sorted_by_length": Case(
+        ("shuffled", "not this model's"),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=sorted_by_length,
+        size=200,
+        responses=4,
+    ),
+    "null_rewards": Case(
+        (), SCORE_AGAIN, proxy="fewer_pairs", rewards=some_null, size=60, refusal="finite number"
+    ),
+    "filled_up_for_processes": Case(
+        (), SCORE_AGAIN, rewards=filled_up_for_processes, size=50, responses=4, refusal="rows"
+    ),
+    # a dashboard's percentile instead of the reward: no order is changed
+    "percentile_of_file": Case(
+        ("squashed", "not this model's"),
+        SCORE_AGAIN,
+        proxy="fewer_pairs",
+        rewards=percentile_of_file,
+        size=200,
+        dtype="bf16",
+    ),
+    # what PPO subtracts and divides by moves from batch to batch, most in the first ones
+    "running_moments": Case(
+        ("rescaled", "mixed", "not this model's"),
+        SCORE_AGAIN,
+        proxy="soft",
+        rewards=by_running_moments,
+        size=100,
+        responses=4,
+    ),
+    # gold
+    "gold_in_order_of_strings": Case(
+        ("shuffled",), TRAINING, proxy="smooth", gold=gold_in_order_of_strings, size=200
+    ),
+    "incorrect_is_correct": Case(
+        ("gold tied", "default", "gold saturated"),
+        TRAINING,
+        proxy="mixed_precision",
+        gold=incorrect_is_correct,
+        size=200,
+        responses=4,
+    ),
+    # no id says this: two fifths of the rewards are numbers that the answers hold
+    "gold_first_number": Case(
+        ("shuffled",), TRAINING, decidable=False, proxy="soft", gold=gold_first_number, size=200
+    ),
+    # each prompt's two rewards are right, and in half of the rows the wrong way round
+    "order_not_undone": Case(
+        ("shuffled",), TRAINING, proxy="fewer_pairs", gold=order_not_undone, size=300
+    ),
+    # the agreement is too good; without gold's own rewards nothing tells it from a good proxy
+    "proxy_in_ensemble": Case(
+        ("gold is the proxy",),
+        TRAINING,
+        decidable=False,
+        proxy="smooth",
+        gold=partial(gold_and_proxy, "smooth"),
+        size=200,
+    ),
+    # responses and sampling
+    # half of the texts end after 20 characters in the middle of a word, and no text is longer
+    "texts_cut_after_gold": Case(
+        ("responses cut",), TRAINING, texts=partial(cut_after_gold, 20), size=200
+    ),
+    # the proxy is as good as it was, but these pairs are of another kind than those it is for
+    "other_answers_second": Case(
+        ("other test",), TRAINING, proxy="soft", gold=other_answers_second, size=200
+    ),
+    # a temperature from another model's recipe: words without sense, up to the token limit
+    "sampled_too_hot": Case(
+        ("other test", "responses cut"),
+        TRAINING,
+        proxy="smooth",
+        sampling=("--temperature", "2.5", "--seed", "4"),
+        size=100,
+    ),
+    # the saved model
+    # to little harm, but the pairs that train.py scored at its end have other rewards now
+    "gate_and_up_swapped": Case(
+        ("not as trained",), MORE, tamper=gate_and_up_swapped, size=200, harm=loses(0.82)
+    ),
+    "embeddings_drawn_anew": Case(
+        ("not as trained",),
+        MORE,
+        proxy="smooth",
+        tamper=embeddings_drawn_anew,
+        size=100,
+        dtype="bf16",
+        harm=loses(0.77),
+    ),
+    "rotary_order_of_another": Case(
+        ("not as trained",),
+        MORE,
+        proxy="soft",
+        tamper=rotary_order_of_another,
+        size=200,
+        harm=loses(0.77),
+    ),
+    # two at once
+    # the labels are noisy, and the rewards file is in another unit than the model's
+    "flipped_20_and_rescaled": Case(
+        ("noisy labels", "rescaled", "not this model's"),
+        MORE,
+        proxy="flipped_20",
+        rewards=partial(times_and_plus, 0.2, 0.0),
+        size=300,
+    ),
+    # a proxy that has learned little, judged by a gold whose sides are mixed up: both are needed
+    "one_epoch_order_not_undone": Case(
+        ("shuffled", *LEARNED_LITTLE),
+        RATE_DOWN,
+        proxy="one_epoch",
+        gold=order_not_undone,
+        size=500,
+    ),
 }
 
 HEALTHY = {
@@ -1739,6 +2210,27 @@ HEALTHY = {
     "healthy_in_two_files": Case(
         proxy="fewer_pairs", tamper=in_two_files, size=100, responses=4, dtype="bf16"
     ),
+    # fourth list: written by somebody who had not read the rules
+    "healthy_constant_rate": Case(proxy="constant_rate", size=200),
+    "healthy_votes": Case(proxy="soft", gold=gold_votes, size=300),
+    "healthy_no_prompt_means": Case(
+        proxy="mixed_precision", gold=gold_without_prompt_mean, size=100, responses=4
+    ),
+    "healthy_odds": Case(gold=gold_odds, size=200),
+    "healthy_closest_first": Case(gold=closest_first, size=200, dtype="bf16"),
+    "healthy_no_digits": Case(proxy="smooth", gold=questions_without_digits),
+    "healthy_shortest_first": Case(proxy="mixed_precision", texts=shortest_first, size=200),
+    "healthy_nucleus_four": Case(
+        sampling=("--top-p", "0.95", "--num-responses", "4", "--seed", "5"), size=100
+    ),
+    "healthy_bf16_head": Case(proxy="soft", rewards=in_bf16, size=200, dtype="bf16"),
+    "healthy_vocabulary_padded": Case(proxy="fewer_pairs", tamper=vocabulary_padded, size=100),
+    "healthy_template_written_anew": Case(tamper=template_written_anew, size=200, dtype="bf16"),
+    "healthy_pairs_are_gone": Case(proxy="soft", tamper=pairs_are_gone, size=200),
+    "healthy_longer_context": Case(
+        proxy="smooth", tamper=longer_context, size=100, responses=4, dtype="bf16"
+    ),
+    "healthy_soft_50_four_bf16": Case(proxy="soft", size=50, responses=4, dtype="bf16"),
 }
 
 # ---- the real world ------------------------------------------------------------------------------

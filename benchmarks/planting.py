@@ -624,6 +624,30 @@ def pairs_are_centred():
     return replaced("pair_losses", make)
 
 
+def rewards_are_squashed_in_loss():
+    """Bradley-Terry of sigmoid(reward); the model that is saved has no sigmoid."""
+
+    def make(pair_losses):
+        def of_squashed(rewards, *arguments):
+            return pair_losses(rewards.sigmoid(), *arguments)
+
+        return of_squashed
+
+    return replaced("pair_losses", make)
+
+
+def schedule_counts_micro_batches():
+    """Each step takes the schedule eight steps on, to its end and no further."""
+
+    def make(learning_rate):
+        def eight_times_as_fast(step, total_steps, *arguments):
+            return learning_rate(min(8 * step, total_steps), total_steps, *arguments)
+
+        return eight_times_as_fast
+
+    return replaced("learning_rate", make)
+
+
 def dropout_is_on():
     import torch
 
