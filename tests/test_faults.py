@@ -146,6 +146,7 @@ HEALTHY_MODEL = {
     "trained_here": 1.0,
     "run_lr": 1e-3,
     "run_epochs": 2,
+    "steps_an_epoch": 120,
     "run_batch_size": 32,
     "run_precision": "float32",
     "run_weight_decay": 0.0,
@@ -598,11 +599,11 @@ CASES = [
     (
         "learning_rate_too_low",
         "warning",
-        LITTLE | {"train_bits_high": 0.49},
+        LITTLE | {"train_bits_high": 0.49, "steps_an_epoch": 156},  # 240 steps: 1.54 passes
         {
             "train_bits_high": 0.51,
             "train_right_high": 0.801,
-            "run_epochs": 1.95,
+            "steps_an_epoch": 165,  # 1.45
             "reward_drift": 3.05,
             "scale_word": "overconfident",
         },
@@ -610,11 +611,11 @@ CASES = [
     (
         "too_few_epochs",
         "warning",
-        LITTLE | {"train_bits_high": 0.49, "run_epochs": 1.95},
+        LITTLE | {"train_bits_high": 0.49, "steps_an_epoch": 165},
         {
             "train_bits_high": 0.51,
             "train_right_high": 0.801,
-            "run_epochs": 2,
+            "steps_an_epoch": 156,
             "reward_drift": 3.05,
             "scale_word": "overconfident",
         },
@@ -622,11 +623,11 @@ CASES = [
     (
         "under_learned",
         "warning",
-        LITTLE | {"train_bits_high": 0.49, "run_epochs": WITHOUT},
+        LITTLE | {"train_bits_high": 0.49, "run_epochs": WITHOUT, "steps_an_epoch": WITHOUT},
         {
             "train_bits_high": 0.51,
             "train_right_high": 0.801,
-            "run_epochs": 2,
+            "steps_an_epoch": 120,
             "scale_word": "overconfident",
         },
     ),
@@ -846,14 +847,14 @@ HIDDEN = [
     ("weight_decay_too_high", "error", "run_weight_decay", "wrong_scored_token"),
     ("learning_rate_too_high", "error", "backbone_moved", "weight_decay_too_high"),
     ("learning_rate_too_high", "error", "update_ratio_max", "weight_decay_too_high"),
-    ("learning_rate_too_low", "warning", "run_epochs", "weight_decay_too_high"),
+    ("learning_rate_too_low", "warning", "steps_an_epoch", "weight_decay_too_high"),
     ("learning_rate_too_high", "error", "drift_over_margins", "weight_decay_too_high"),
     ("under_learned", "warning", "reward_drift", "learning_rate_too_high"),
     ("memorised", "warning", "learning_word", "wrong_scored_token"),
-    ("learning_rate_too_low", "warning", "run_epochs", "bf16_updates_lost"),
-    ("learning_rate_too_low", "warning", "run_epochs", "learning_rate_too_high"),
-    ("too_few_epochs", "warning", "run_epochs", "backbone_frozen"),
-    ("under_learned", "warning", "run_epochs", "model_not_as_trained"),
+    ("learning_rate_too_low", "warning", "steps_an_epoch", "bf16_updates_lost"),
+    ("learning_rate_too_low", "warning", "steps_an_epoch", "learning_rate_too_high"),
+    ("too_few_epochs", "warning", "steps_an_epoch", "backbone_frozen"),
+    ("under_learned", "warning", "steps_an_epoch", "model_not_as_trained"),
     ("under_learned", "note", "train_bits_high", "memorised"),
     ("goes_by_length", "warning", "against_length_high", "gold_is_length"),
     ("position_bias", "warning", "position_bias_size_low", "rewards_offset_by_position"),
@@ -887,6 +888,7 @@ GIVEN_AS = {
     "test_shortfall": "new_accuracy",
     "run_decay": "run_weight_decay",
     "rewards_ran": "reward_drift",
+    "passes": "steps_an_epoch",
 }
 BLOCKS = faults.read_faults()
 
@@ -992,6 +994,15 @@ def test_the_accuracy_of_epoch_1_is_held_out_only_where_its_pairs_are_new():
         assert ids(HEALTHY_MODEL | seen | {"pairs_are_new": pairs_are_new}) == []
 
 
+def test_a_run_that_stopped_early_is_judged_by_the_passes_that_it_made():
+    """Four epochs asked for, 22 steps of 57 made; where the steps are not known, what was asked."""
+    short = HEALTHY_MODEL | LITTLE | {"run_epochs": 4, "steps": 22, "steps_an_epoch": 57}
+    [first, *_] = faults.findings(short | {"stopped_words": "stopped at step 22: no gain"})
+    assert first["id"] == "too_few_epochs" and "it stopped at step 22" in first["evidence"]
+    unknown = {name: value for name, value in short.items() if name != "steps_an_epoch"}
+    assert ids(unknown)[0] == "learning_rate_too_low"
+
+
 def test_symptoms_are_what_the_numbers_of_match_and_training_show():
     """The last blocks of the table, from the flipped match on; and margins far too wide.
 
@@ -1015,7 +1026,7 @@ def test_a_cause_comes_before_the_symptoms_that_it_brings():
         "bf16_updates_lost": {"lost_updates": 0.99, "update_kept": 0.02},
         "learning_rate_too_high": {"backbone_moved": 3.0},
         "learning_rate_too_low": {},
-        "too_few_epochs": {"run_epochs": 1},
+        "too_few_epochs": {"steps_an_epoch": 240},
         "noisy_labels": {"label_noise_low": 0.3, "label_noise": 0.33, "label_noise_high": 0.36},
         "wrong_scored_token": {
             "token_gain": 0.3,

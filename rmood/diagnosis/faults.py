@@ -153,6 +153,7 @@ def derived(numbers: dict) -> dict:
                      in epoch 1 and none was left out for its small margin
     run_decay        what weight decay took of a weight that no gradient restored:
                      1 - exp(-rate_sum * run_weight_decay)
+    passes           steps done over those of an epoch; where these are not known, run_epochs
     rewards_ran      1 where reward_drift is above what half a bit takes in margins, else 0
     cue_lost         lower bound of cue_right minus cue_test_right
     gold_kind_words  gold_kind, and whether it was said or guessed
@@ -160,6 +161,10 @@ def derived(numbers: dict) -> dict:
     n = numbers
     found = {"squeeze_asked": n.get("asked_to_squeeze", 0.0)}
     found["rewards_ran"] = float(n.get("reward_drift", 0.0) > HALF_A_BIT)
+    if "steps" in n and "steps_an_epoch" in n:
+        found["passes"] = n["steps"] / n["steps_an_epoch"]
+    elif "run_epochs" in n:
+        found["passes"] = n["run_epochs"]
     found |= {"noise_bits": least_loss(n.get("label_noise", 0.0)) / math.log(2)}
     if "train_bits" in n and "train_bits_high" in n:
         allowed = 1 - found["noise_bits"]

@@ -297,6 +297,8 @@ def run_numbers(run: dict) -> dict:
 
     trained_here        1: train.py made it
     run_lr, run_epochs, run_batch_size, run_precision, run_weight_decay
+    steps_an_epoch
+    stopped_words       why it ended before its last epoch, where it did
     asked_to_squeeze    1 where the options ask for narrower margins than the labels allow: soft
                         labels, label smoothing, weight decay; asked_words: which
     """
@@ -307,6 +309,10 @@ def run_numbers(run: dict) -> dict:
     for name in ("lr", "epochs", "batch_size", "precision", "weight_decay"):
         if name in config:
             found[f"run_{name}"] = config[name]
+    if groups := run.get("groups", run.get("pairs")):
+        found["steps_an_epoch"] = -(-groups // config["batch_size"])
+    if run.get("stopped"):
+        found["stopped_words"] = run["stopped"]
     asked = []
     for name in ("label_temperature", "label_smoothing", "weight_decay"):
         if config.get(name):
