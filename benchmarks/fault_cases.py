@@ -62,6 +62,7 @@ NAMES = {
     "not of the responses": ("pairs_not_of_responses",),
     "artifact": ("annotation_artifact",),
     "other test": ("test_pairs_differ",),
+    "other sampling": ("sampling_differs",),
     "repeated rows": ("repeated_test_rows",),
     "prompt repeated": ("responses_repeat_prompt",),
     # recorded against measured
@@ -1439,7 +1440,9 @@ FAULTS = {
     "system_message": Case(("system messages",), note=True, proxy="system_message", size=200),
     "repeated_5": Case(("memorised", "overconfident"), MORE, proxy="repeated_5", size=500),
     # sampling
-    "max_tokens_10": Case(("responses cut",), TRAINING, sampling=("--max-tokens", "10"), size=200),
+    "max_tokens_10": Case(
+        ("responses cut", "other sampling"), TRAINING, sampling=("--max-tokens", "10"), size=200
+    ),
     "sampled_by_other_template": Case(
         ("other template",),
         TRAINING,
@@ -2094,7 +2097,7 @@ FAULTS = {
     ),
     # a temperature from another model's recipe: words without sense, up to the token limit
     "sampled_too_hot": Case(
-        ("other test", "responses cut"),
+        ("other test", "other sampling", "responses cut"),
         TRAINING,
         proxy="smooth",
         sampling=("--temperature", "2.5", "--seed", "4"),

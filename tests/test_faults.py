@@ -81,6 +81,10 @@ HEALTHY_MODEL = {
     "gold_length_correlation": 0.3,
     "length_excess": 0.0,
     "length_excess_low": -0.05,
+    "longest_share": 0.002,
+    "longest_share_low": 0.0005,
+    "train_longest_share": 0.002,
+    "train_longest_share_low": 0.0005,
     "longer_wins": 0.6,
     "longer_wins_low": 0.57,
     "longer_wins_high": 0.63,
@@ -416,6 +420,18 @@ CASES = [
         {"test_truncated_share": 0.102},
         {"test_truncated_share": 0.098},
     ),
+    (
+        "truncated_responses",
+        "warning",
+        {"longest_share": 0.15, "longest_share_low": 0.102},
+        {"longest_share_low": 0.098},
+    ),
+    (
+        "truncated_responses",
+        "warning",
+        {"train_longest_share": 0.15, "train_longest_share_low": 0.102},
+        {"train_longest_share_low": 0.098},
+    ),
     # gold
     (
         "gold_nearly_constant",
@@ -502,6 +518,32 @@ CASES = [
         "note",
         {"gold_differs": 1.0, "gold_words": "training rewards by a, test rewards by b"},
         {"gold_differs": 0.0},
+    ),
+    (
+        "sampling_differs",
+        "warning",
+        # as of test_pairs_differ
+        {
+            "sampling_differs": 1.0,
+            "sampling_words": "--temperature 1.0 for training, 2.5 for the test",
+            "new_accuracy": 0.936,
+            "new_accuracy_low": 0.906,
+            "new_accuracy_high": 0.966,
+        },
+        {"sampling_differs": 0.0, "new_accuracy": 0.932},
+    ),
+    (
+        "sampling_differs",
+        "warning",
+        # as of length_preference_differs
+        {
+            "sampling_differs": 1.0,
+            "sampling_words": "--temperature 1.0 for training, 2.5 for the test",
+            "longer_wins": 0.7435,
+            "longer_wins_low": 0.7135,
+            "longer_wins_high": 0.7735,
+        },
+        {"sampling_differs": 0.0, "longer_wins": 0.741},
     ),
     (
         "sampling_differs",
@@ -842,6 +884,10 @@ HIDDEN = [
     ("test_pairs_differ", "warning", "new_accuracy", "rewards_mixed"),
     ("test_pairs_differ", "warning", "new_accuracy", "wrong_scored_token"),
     ("test_pairs_differ", "warning", "new_accuracy", "gold_is_length"),
+    ("test_pairs_differ", "warning", "new_accuracy", "sampling_differs"),
+    ("sampling_differs", "warning", "new_accuracy", "wrong_scored_token"),
+    ("sampling_differs", "warning", "new_accuracy", "rewards_mixed"),
+    ("length_preference_differs", "warning", "longer_wins", "sampling_differs"),
     ("repeated_reward", "warning", "gold_repeated_low", "gold_saturated"),
     ("repeated_reward", "warning", "proxy_repeated_low", "rewards_saturated"),
     ("weight_decay_too_high", "error", "run_weight_decay", "wrong_scored_token"),

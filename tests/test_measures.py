@@ -21,6 +21,7 @@ from rmood.diagnosis.measures import (
     least_loss,
     length_gap,
     length_numbers,
+    longest_share,
     margin_correlation,
     match_by,
     match_with_gold,
@@ -566,6 +567,28 @@ def test_the_mean_reward_s_way_is_measured_beside_the_spread_within_pairs():
     found = training_summary(metrics)
     assert (found["reward_drift"], found["drift_over_margins"]) == (6.0, 12.0)
     assert "reward_drift" not in training_summary([{"step": 1, "loss": 0.7}])
+
+
+def test_texts_that_were_cut_at_a_length_are_as_long_as_the_longest():
+    """Geometric lengths of mean 50: cut at 40, 0.98^39 = 45% of them end there."""
+    rng = np.random.default_rng(0)
+    lengths = rng.geometric(0.02, size=(500, 2))
+    assert longest_share(lengths).value < 0.01
+    assert longest_share(np.minimum(lengths, 40)).value == pytest.approx(0.45, abs=0.04)
+
+
+def test_equal_texts_tie_rightly_whatever_gold_says_of_them():
+    """A judge with noise orders ten pairs of one text; a head that rounds ties different ones."""
+    rng = np.random.default_rng(0)
+    gold = rng.normal(size=(100, 2))
+    proxy = gold + rng.normal(size=gold.shape)
+    proxy[:10] = 1.0
+    texts = [["a", "a" if i < 10 else "b"] for i in range(100)]
+    found = compare(proxy, gold, texts)
+    assert (found["proxy_ties"], found["proxy_tie_share"]) == (10, 0.0)
+    assert found["match_ties_half"] == pytest.approx(found["match"] + 0.05)
+    assert compare(proxy, gold)["proxy_tie_share"] == pytest.approx(0.1)
+    assert compare(proxy, gold, [["a", "b"]] * 100)["proxy_tie_share"] == pytest.approx(0.1)
 
 
 def test_a_default_among_gold_s_rewards_is_counted():

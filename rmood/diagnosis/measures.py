@@ -53,14 +53,15 @@ def compared_pairs(gold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return compared, np.nonzero(compared)[0]
 
 
-def match_with_gold(proxy: np.ndarray, gold: np.ndarray) -> dict:
+def match_with_gold(proxy: np.ndarray, gold: np.ndarray, same: np.ndarray | None = None) -> dict:
     """(P, M) margins -> how often the proxy ranks a pair as gold does; gold's ties are left out.
 
         match            share with sign(proxy) = sign(gold): a proxy tie is a miss
         match_ties_half  the same, a proxy tie counted as half: the expected value if ties were
                          decided at random
         match_low, match_high   95% interval of match
-        proxy_tie_share, proxy_tie_share_low   share of them that the proxy ties
+        proxy_tie_share, proxy_tie_share_low   share of them that the proxy ties though the texts
+                         differ. same: (P, M) where they do not, as far as that is known
 
     Raises UserError if gold's rewards are equal in every pair.
     """
@@ -73,16 +74,18 @@ def match_with_gold(proxy: np.ndarray, gold: np.ndarray) -> dict:
         )
     agreement = np.sign(proxy[compared]) * np.sign(gold[compared])  # 1: same order, 0: a tie
     match = share((agreement > 0).astype(float), prompt)
-    ties = share((agreement == 0).astype(float), prompt)
+    is_tie = agreement == 0
+    of_different = is_tie if same is None else is_tie & ~same[compared]
+    ties = share(of_different.astype(float), prompt)
     return {
         "pairs": int(gold.size),
         "gold_ties": int(gold.size) - pairs,
         "compared": pairs,
-        "proxy_ties": int((agreement == 0).sum()),
+        "proxy_ties": int(is_tie.sum()),
         "proxy_tie_share": ties.value,
         "proxy_tie_share_low": ties.low,
         "match": match.value,
-        "match_ties_half": match.value + ties.value / 2,
+        "match_ties_half": match.value + float(is_tie.mean()) / 2,
         "match_low": match.low,
         "match_high": match.high,
     }
@@ -322,6 +325,14 @@ def length_numbers(proxy: np.ndarray, gold: np.ndarray, lengths: np.ndarray) -> 
         right = (np.sign(proxy_margin[against] * gold_margin[against]) + 1) / 2
         numbers |= share(right, np.nonzero(against)[0]).as_numbers("against_length")
     return numbers | {"by_length_gap": match_by(gap, proxy_margin, gold_margin)}
+
+
+def longest_share(lengths: np.ndarray) -> Estimate:
+    """(P, K) lengths -> the share of texts that are exactly as long as the longest one. Texts of
+    their own length hardly ever are; of texts that were cut at a length all that were longer are.
+    """
+    hits = (lengths == lengths.max()).astype(float)
+    return share(hits.ravel(), np.arange(len(lengths)).repeat(lengths.shape[1]))
 
 
 def break_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
@@ -759,7 +770,8 @@ def compare(
     """
     proxy_margin = within_prompt_margins(proxy)
     gold_margin = within_prompt_margins(gold)
-    agreement = match_with_gold(proxy_margin, gold_margin)
+    same = None if responses is None else identical_responses(responses)
+    agreement = match_with_gold(proxy_margin, gold_margin, same)
     compared, prompt = compared_pairs(gold_margin)
     correlation = margin_correlation(proxy_margin[compared], gold_margin[compared], prompt)
     slope = (proxy_margin * gold_margin).sum() / np.square(gold_margin).sum()
@@ -781,6 +793,7 @@ def compare(
     if responses is not None:
         lengths = np.array([[len(text) for text in row] for row in responses], dtype=float)
         numbers.update(length_numbers(proxy, gold, lengths))
+        numbers.update(longest_share(lengths).as_numbers("longest_share"))
         numbers.update(twin_gap(proxy, responses))
     return numbers
 

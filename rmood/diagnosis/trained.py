@@ -19,7 +19,7 @@ from ..scoring import Scorer
 from ..tokenization import render, template_facts
 from . import probes
 from .inputs import PathLike, draw, read_run, run_of_responses
-from .measures import bf16_share, resolution, train_numbers
+from .measures import bf16_share, longest_share, resolution, train_numbers
 from .pairs import cue_numbers, equal_sides, label_noise, not_of_their_row, repeats_prompt
 from .scale import (
     FEWEST_PROMPTS,
@@ -179,6 +179,7 @@ def pair_numbers(
     label_noise, with_gold, least_loss      pairs.label_noise; label_noise_low and _high: its 95%
                                             interval (Wilson)
     duplicate_share, duplicate_share_low    test prompts that are training prompts too
+    train_longest_share, ..._low, ..._high  of their texts: measures.longest_share
     train_longer_wins, ..._low, ..._high    share of the pairs whose chosen response is the longer
     equal_sides, foreign_share              pairs.equal_sides, pairs.not_of_their_row
     echo_share, echo_share_low, train_echo_share   share of the test responses, and of the chosen
@@ -218,6 +219,7 @@ def pair_numbers(
     numbers |= {"duplicate_share": duplicates.value, "duplicate_share_low": duplicates.low}
     numbers |= system_numbers(pairs, conversations, tokenizer)
     sizes = [[len(side[-1]["content"]) for side in (pair.chosen, pair.rejected)] for pair in pairs]
+    numbers |= longest_share(np.array(sizes)).as_numbers("train_longest_share")
     longer = (np.sign(np.array(sizes) @ [1, -1]) + 1) / 2
     _, prompt = np.unique([pair.prompt_key for pair in pairs], return_inverse=True)
     numbers |= share(longer, prompt).as_numbers("train_longer_wins")
