@@ -150,7 +150,7 @@ def main() -> int:
     if scorer.tokenizer:
         say_other_template_kwargs(scorer.tokenizer, cfg.template_kwargs, cfg.responses_path)
     process.print(describe_first(cfg, scorer, conversations[0][0]))
-    rewards = score_share(cfg, scorer, conversations, share, journal)
+    rewards = score_share(cfg, scorer, conversations, share, journal, facts)
 
     if process.is_main:
         write_target(cfg, target, rewards, inputs, facts | {"work": work})
@@ -312,14 +312,15 @@ def score_share(
     conversations: list[list[Conversation]],
     share: slice,
     journal: Journal,
+    facts: dict,
 ) -> dict[int, list[float]]:
-    """Row of the prompts file -> the rewards of its responses.
+    """Row of the prompts file -> the rewards of its responses. What Scorer.score says joins facts.
 
     share: of the planned passes; of the prompts, where a server scores them.
     """
     options = {"done": journal.done, "keep": journal.add, "share": share}
     if isinstance(scorer, Scorer):
-        options["groups_per_pass"] = cfg.batch_size
+        options |= {"groups_per_pass": cfg.batch_size, "facts": facts}
     scored = scorer.score(conversations, desc="labelling", **options)
     rewards = {i: row for i, row in enumerate(scored) if row is not None}
     if not rewards:

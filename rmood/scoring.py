@@ -135,7 +135,11 @@ class Scorer:
         return groups, len(shortened)
 
     def score(
-        self, conversations: list[list[Conversation]], desc: str = "scoring", **options
+        self,
+        conversations: list[list[Conversation]],
+        desc: str = "scoring",
+        facts: dict | None = None,
+        **options,
     ) -> list[list[float]]:
         """For each prompt its K conversations -> K float32 rewards, in log-odds.
 
@@ -146,9 +150,12 @@ class Scorer:
 
         Only differences between responses to one prompt mean something: every model adds a constant
         of its own. Conversations over max_length are shortened, and how many is printed.
+        facts: is given conversations_cut, the share of them that were shortened.
         options: those of score_groups.
         """
         groups, shortened = self.groups(conversations)
+        if facts is not None:
+            facts["conversations_cut"] = shortened / sum(len(group.rows) for group in groups)
         if shortened:
             total = sum(len(group.rows) for group in groups)
             self.process.print(

@@ -125,6 +125,8 @@ HEALTHY_MODEL = {
     "echo_share_low": 0.0,
     "train_echo_share": 0.0,
     "repeated_rows": 0.0,
+    "gold_cut": 0.0,
+    "train_gold_cut": 0.0,
     "equal_sides": 0.0,
     "equal_sides_low": 0.0,
     "foreign_share": 0.0,
@@ -469,6 +471,8 @@ CASES = [
         {"gold_unsure": 0.0345, "gold_kind_said": 0.0},
         {"gold_unsure": 0.0355, "gold_kind_said": 1.0},
     ),
+    ("gold_read_cut", "warning", {"gold_cut": 0.102}, {"gold_cut": 0.098}),
+    ("gold_read_cut", "warning", {"train_gold_cut": 0.102}, {"train_gold_cut": 0.098}),
     (
         "repeated_reward",
         "warning",

@@ -15,6 +15,7 @@ import evaluate
 import label
 import sample
 from rmood import diagnose
+from rmood.diagnosis.inputs import gold_cut
 from rmood.errors import UserError
 from rmood.export import save_reward_model
 from rmood.files.paths import dataset_paths
@@ -112,6 +113,11 @@ def test_a_long_response_is_cut_and_still_closed(gold, files, monkeypatch, capsy
     write_json(files["responses"], rows)
     run(monkeypatch, gold, files, "--max-length", "64")
     assert "30 of 60 conversations were cut to 64 tokens" in capsys.readouterr().err
+    assert run_file(files)["conversations_cut"] == 0.5
+    assert gold_cut(files["target"]) == {"gold_cut": 0.5}  # which evaluate.py diagnose reads
+    run(monkeypatch, gold, files, "--overwrite")
+    assert gold_cut(files["target"]) == {"gold_cut": 0.0}
+    assert gold_cut(None) == gold_cut("no/such/rewards.json") == {}
 
 
 # ---- one default dtype for gold and proxy ----

@@ -222,6 +222,13 @@ def sampling_numbers(sampled: dict) -> dict:
     return numbers
 
 
+def gold_cut(gold) -> dict[str, float]:
+    """gold_cut: share of the conversations that gold read shortened, by its rewards' run file; {}
+    where that does not say."""
+    run = read_run_file(str(gold)) or {} if is_rewards_file(gold) else {}
+    return {"gold_cut": run["conversations_cut"]} if "conversations_cut" in run else {}
+
+
 def repeated_rows(texts: Texts | None) -> dict[str, float]:
     """repeated_rows: share of the test rows whose prompt and responses are an earlier row's: every
     interval takes them for evidence of its own. {} without the texts."""

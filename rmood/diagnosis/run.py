@@ -27,6 +27,7 @@ from .inputs import (
     Texts,
     check_gold_is_not_the_proxys,
     draw,
+    gold_cut,
     is_path,
     is_rewards,
     is_rewards_file,
@@ -169,7 +170,7 @@ def diagnose(
         folder = scorer.name
     metrics = read_metrics(folder) if folder else []
     numbers = compare(rewards, gold_rewards, texts[1] if texts else None, gold_kind)
-    numbers |= sampling_numbers(sampled or {}) | repeated_rows(texts)
+    numbers |= sampling_numbers(sampled or {}) | repeated_rows(texts) | gold_cut(gold)
     numbers |= training_summary(metrics) | (run_numbers(read_run(folder)) if folder else {})
     numbers |= curve_numbers(metrics, read_run(folder)) if folder else {}
 

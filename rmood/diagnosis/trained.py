@@ -18,7 +18,7 @@ from ..metrics import wilson
 from ..scoring import Scorer
 from ..tokenization import render, template_facts
 from . import probes
-from .inputs import PathLike, draw, read_run, run_of_responses
+from .inputs import PathLike, draw, gold_cut, read_run, run_of_responses
 from .measures import bf16_share, longest_share, resolution, train_numbers
 from .pairs import cue_numbers, equal_sides, label_noise, not_of_their_row, repeats_prompt
 from .scale import (
@@ -188,6 +188,7 @@ def pair_numbers(
     unknown_system_share, system_words      test prompts whose system message no training pair has;
                                             only where these have ten different ones or fewer
     truncated_share                         responses behind the pairs that end at --max-tokens
+    train_gold_cut                          of what gold read for their labels: inputs.gold_cut
     """
 
     def read_if_there(role: str, read):
@@ -231,6 +232,7 @@ def pair_numbers(
     sampled = run_of_responses(files.get("responses", ""))
     if "truncated_share" in sampled:
         numbers["truncated_share"] = sampled["truncated_share"]
+    numbers |= {f"train_{name}": value for name, value in gold_cut(files.get("rewards")).items()}
     return numbers, missing
 
 
