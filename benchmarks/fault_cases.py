@@ -252,6 +252,15 @@ def rewards_off_by_one(share: float, rows: list[dict], rng: random.Random, world
     return kept
 
 
+def questions_shifted(rows: list[dict], rng: random.Random, world: World) -> list[dict]:
+    """The table of prompts lost its first row: each pair stands behind the next one's prompt."""
+    prompts = [row["chosen"][:-1] for row in rows]
+    for row, prompt in zip(rows, prompts[1:] + prompts[:1]):
+        for side in ("chosen", "rejected"):
+            row[side] = [*prompt, row[side][-1]]
+    return rows
+
+
 # faults of scoring: (Scored) -> (P, K)
 
 
@@ -517,7 +526,7 @@ def in_float16(scored: Scored) -> np.ndarray:
     return scored.own.astype(np.float16).astype(float)
 
 
-def by_transformers(scored: Scored) -> np.ndarray:
+def by_transformers(scored: Scored, padding_side: str = "right") -> np.ndarray:
     """By transformers' own classifier, in padded batches."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -528,7 +537,7 @@ def by_transformers(scored: Scored) -> np.ndarray:
     rewards = []
     for first in range(0, len(flat), 16):
         texts = tokenizer.apply_chat_template(flat[first : first + 16], tokenize=False)
-        options = {"padding": True, "padding_side": "right", "add_special_tokens": False}
+        options = {"padding": True, "padding_side": padding_side, "add_special_tokens": False}
         batch = tokenizer(texts, return_tensors="pt", **options)
         with torch.no_grad():
             rewards += model(**batch).logits[:, 0].tolist()
@@ -609,6 +618,77 @@ def in_bf16(scored: Scored) -> np.ndarray:
     import torch
 
     return torch.tensor(scored.own).to(torch.bfloat16).double().numpy()
+
+
+def first_vocabulary_logit(scored: Scored) -> np.ndarray:
+    """Loaded as a causal LM, by a script that reads logits[:, -1, 0]: that of the first word."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(scored.scorer.name).eval()
+    word = model.get_input_embeddings().weight[0]
+    groups, _ = scored.scorer.groups(scored.conversations)
+    rewards = []
+    with torch.no_grad():
+        for row in (row for group in groups for row in group.rows):
+            hidden = model.model(torch.tensor([list(row)])).last_hidden_state
+            rewards.append((hidden[0, -1] @ word).item())
+    return np.array(rewards).reshape(scored.own.shape)
+
+
+def first_token_alone(row: list[int], tokenizer) -> list[int]:
+    """The pooling of an encoder: the head is read at the first token, the same in all rows."""
+    return row[:1]
+
+
+def with_sharegpt_roles(messages: list[dict], tokenizer) -> list[dict]:
+    """The messages have ShareGPT's names of the roles, which the template writes as they are."""
+    names = {"user": "human", "assistant": "gpt"}
+    return [message | {"role": names.get(message["role"], "system")} for message in messages]
+
+
+def minus_the_first(scored: Scored) -> np.ndarray:
+    """The reward of a reference answer is subtracted, and that is the first response."""
+    return scored.own - scored.own[:, :1]
+
+
+def history_kept(scored: Scored) -> np.ndarray:
+    """A chat session for each prompt: a later response is read behind the earlier ones."""
+    sessions = []
+    for row in scored.conversations:
+        session, so_far = [], row[0][:-2]
+        for one in row:
+            so_far = [*so_far, *one[-2:]]
+            session.append(so_far)
+        sessions.append(session)
+    return np.array(scored.scorer.score(sessions))
+
+
+def sign_lost(scored: Scored) -> np.ndarray:
+    """Read back from a log by a pattern that has no minus in it."""
+    return np.abs(scored.own)
+
+
+def timeouts_as_mean(share: float, scored: Scored) -> np.ndarray:
+    """Requests that timed out, all over the file, were filled up with the mean of the others."""
+    rewards = scored.own.copy()
+    lost = np.random.default_rng(scored.bench.rng.getrandbits(32)).random(rewards.shape) < share
+    rewards[lost] = rewards[~lost].mean()
+    return rewards
+
+
+def with_decimal_commas(scored: Scored) -> np.ndarray:
+    """From a spreadsheet in another language: "1,25", which is a text."""
+    return np.array(
+        [[f"{reward:.4f}".replace(".", ",") for reward in row] for row in scored.own], dtype=object
+    )
+
+
+def second_half_in_bf16(scored: Scored) -> np.ndarray:
+    """The job was resumed on another machine, whose dtype is bf16."""
+    half = len(scored.own) // 2
+    there = planting.scorer_of(scored.scorer.name, "bf16").score(scored.conversations[half:])
+    return np.concatenate([scored.own[:half], np.array(there)])
 
 
 # faults of gold: ((P, K) gold, Files, Bench) -> (P, K)
@@ -930,6 +1010,80 @@ def questions_without_digits(gold, files: Files, bench: Bench) -> np.ndarray:
     return take_rows(rows, gold, files)
 
 
+def second_round_not_turned_back(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Each pair is judged in both orders, and the verdicts of the second are not turned back.
+
+    So where the judge is sure its two verdicts cancel; in the closest 30% it names the first one.
+    """
+    gaps = np.abs(gold[:, 0] - gold[:, 1])
+    scores = np.full_like(gold, 0.5)
+    scores[gaps < np.quantile(gaps, 0.3)] = [1.0, 0.0]
+    return scores
+
+
+def gold_best_so_far(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The column that a best-of-n script plots: the best reward among the responses so far."""
+    return np.maximum.accumulate(gold, axis=1)
+
+
+def gold_cut_by_server(length: int, gold, files: Files, bench: Bench) -> np.ndarray:
+    """Gold's server was started with so many tokens as its limit, and cuts what is longer."""
+    scorer = planting.scorer_of(bench.world.paths["gold"])
+    scored = Scored(gold, scorer, files.conversations, bench)
+    return read_as(lambda row, tokenizer: row[:length], scored)
+
+
+def few_shot_prompts(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The prompts file of another run, with two solved examples before each question.
+
+    The responses were sampled and labelled without them.
+    """
+    examples = []
+    for question, answer in (("Count from 2 to 5.", "2, 3, 4, 5."), ("Add 3 and 4.", "7.")):
+        examples += [{"role": "user", "content": question}]
+        examples += [{"role": "assistant", "content": answer}]
+    prompts = [[*one[:-1], *examples, one[-1]] for one in read_prompts(str(files.prompts))]
+    write_texts_anew(files, prompts, read_responses(str(files.responses)))
+    return gold
+
+
+def refusals_at_floor(gold, files: Files, bench: Bench) -> np.ndarray:
+    """A rule on top of gold: whoever does not answer has -10."""
+    texts = read_responses(str(files.responses))
+    refused = re.compile("sorry|do not know|not sure", re.IGNORECASE)
+    is_refusal = np.array([[bool(refused.search(text)) for text in row] for row in texts])
+    return np.where(is_refusal, -10.0, gold)
+
+
+def sampled_in_two_rounds(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Each prompt stands there twice, with two other responses of its four each time."""
+    prompts = read_prompts(str(files.prompts))
+    texts = read_responses(str(files.responses))
+    sampled = read_run_file(str(files.responses)) or {}
+    write_texts_anew(files, prompts * 2, [row[:2] for row in texts] + [row[2:] for row in texts])
+    places = [(row, columns) for columns in ([0, 1], [2, 3]) for row in range(len(texts))]
+    sampled = planting.run_of_places(sampled, places)
+    planting.write_run_beside(files.responses, sampled, prompts=files.prompts)
+    return np.concatenate([gold[:, :2], gold[:, 2:]])
+
+
+def clear_pairs_alone(gold, files: Files, bench: Bench) -> np.ndarray:
+    """As preprocess.py --min-margin does for training: what gold puts close is left out."""
+    is_clear = np.abs(gold[:, 0] - gold[:, 1]) > gold.std()
+    return take_rows(np.flatnonzero(is_clear).tolist(), gold, files)
+
+
+def gold_outliers_clipped(gold, files: Files, bench: Bench) -> np.ndarray:
+    """Standardised, and clipped at two standard deviations: one value in twenty or fewer."""
+    return np.clip((gold - gold.mean()) / gold.std(), -2.0, 2.0)
+
+
+def gold_of_five_answers(gold, files: Files, bench: Bench) -> np.ndarray:
+    """The mean of five answers of a judge, which differ a little from one time to the next."""
+    rng = np.random.default_rng(bench.rng.getrandbits(32))
+    return gold + 0.05 * gold.std() * rng.normal(size=gold.shape)
+
+
 # faults of the responses: (P rows of K texts, (P, K) gold, rng) -> both
 
 
@@ -974,6 +1128,11 @@ def shortest_first(texts, gold, rng: random.Random):
     orders = np.array([[len(text) for text in row] for row in texts]).argsort(axis=1, kind="stable")
     rows = [[row[i] for i in order] for row, order in zip(texts, orders)]
     return rows, np.take_along_axis(gold, orders, axis=1)
+
+
+def numbers_masked(texts, gold, rng: random.Random):
+    """Personal data was masked after gold had read the texts: every number is [NUMBER]."""
+    return [[re.sub("[0-9]+", "[NUMBER]", text) for text in row] for row in texts], gold
 
 
 # faults of a saved model: (Bench, folder of a copy) -> None
@@ -1236,6 +1395,52 @@ def longer_context(bench: Bench, folder: Path) -> None:
     planting.change_json(folder / "config.json", lambda config: config | settings)
 
 
+def one_added_to_norms(bench: Bench, folder: Path) -> None:
+    """A converter took the norms for those of a family that stores them as weight - 1."""
+    planting.change_weights(folder, lambda name, tensor: tensor + 1 if "norm" in name else tensor)
+
+
+def prefix_space_added(bench: Bench, folder: Path) -> None:
+    """A conversion of the tokenizer set add_prefix_space: each text begins with a space."""
+
+    def change(tokenizer: dict) -> dict:
+        tokenizer["pre_tokenizer"] |= {"add_prefix_space": True}
+        return tokenizer
+
+    planting.change_json(folder / "tokenizer.json", change)
+
+
+def records_of(name: str, bench: Bench, folder: Path) -> None:
+    """The weights of a later run were copied into the folder of this one, whose records it has."""
+    for file in ("run.json", "metrics.jsonl", "README.md"):
+        shutil.copy(Path(bench.proxy(name), file), folder / file)
+
+
+def log_cut(bench: Bench, folder: Path) -> None:
+    """The disk was full: the log ends in the middle of a line, long before the run did."""
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def token_added(bench: Bench, folder: Path) -> None:
+    """A special token that nothing uses, with the next free id: the embeddings have no row of it."""
+
+    def change(tokenizer: dict) -> dict:
+        token = tokenizer["added_tokens"][-1]
+        new = token | {"id": len(tokenizer["model"]["vocab"]), "content": "<tool_call>"}
+        tokenizer["added_tokens"].append(new)
+        return tokenizer
+
+    planting.change_json(folder / "tokenizer.json", change)
+
+
+def saved_in_float16(bench: Bench, folder: Path) -> None:
+    import torch
+
+    planting.change_weights(folder, lambda name, tensor: tensor.to(torch.float16))
+    planting.change_json(folder / "config.json", lambda config: config | {"dtype": "float16"})
+
+
 # ---- proxies -------------------------------------------------------------------------------------
 
 HARD = "--lr 1e-3 --epochs 2"
@@ -1331,6 +1536,14 @@ TRAININGS = {
         " --max-grad-norm 0.1",
         2000,
         seed=22,
+    ),
+    # fifth list: written by somebody who had not read the rules
+    "batch_of_1": Training("--lr 3e-3 --epochs 1 --batch-size 1", seed=23),
+    "positions_run_on": Training(HARD, 2000, patch=planting.positions_run_on, seed=24),
+    "same_batches": Training(HARD, 2000, patch=planting.same_batches, seed=25),
+    "questions_shifted": Training(HARD, 2000, change=questions_shifted, seed=26),
+    "lora": Training(  # healthy
+        "--lr 5e-3 --epochs 4 --lora-rank 16 --label-temperature 1 --train-sample 0", 2000, seed=27
     ),
 }
 
@@ -2142,6 +2355,177 @@ FAULTS = {
         gold=order_not_undone,
         size=500,
     ),
+    # fifth list: written by somebody who had not read the rules
+    # settings, pairs and functions of train.py
+    # memory ran out: the batch went down to one pair, and the rate stayed that of a large batch
+    "batch_of_1": Case(("rate too high",), RATE_UP, proxy="batch_of_1", size=200, harm=loses(0.77)),
+    # in the packed pass the rejected one is further from its prompt, which no reader of one
+    # response sees. No id says this: the log and the training pairs only disagree
+    "positions_run_on": Case(
+        ("not as trained",),
+        MORE,
+        decidable=False,
+        proxy="positions_run_on",
+        size=200,
+        harm=loses(0.77),
+    ),
+    # a switch for debugging was left on: all steps have the same four batches, 128 pairs of 2,000
+    "same_batches": Case(
+        ("memorised", "overconfident"), MORE, proxy="same_batches", size=200, harm=loses(0.77)
+    ),
+    # the questions were joined by row number after one was lost: no pair has its own
+    "questions_shifted": Case(
+        ("not of the responses", "shuffled", "noisy labels"),
+        MORE,
+        proxy="questions_shifted",
+        size=300,
+        dtype="bf16",
+        harm=loses(0.77),
+    ),
+    # gold
+    # verdicts of two orders added up without turning one back: mostly ties
+    "second_round_not_turned_back": Case(
+        ("gold tied", "position"),
+        TRAINING,
+        proxy="soft",
+        gold=second_round_not_turned_back,
+        size=200,
+    ),
+    # the wrong column of a best-of-n table: no later response is ever worse
+    "gold_best_so_far": Case(
+        ("position", "gold tied"),
+        TRAINING,
+        proxy="mixed_precision",
+        gold=gold_best_so_far,
+        size=100,
+        responses=4,
+    ),
+    # no id says that it was gold that read the texts without their ends
+    "gold_cut_by_server": Case(
+        ("cut",),
+        TRAINING,
+        decidable=False,
+        proxy="smooth",
+        gold=partial(gold_cut_by_server, 32),
+        size=300,
+    ),
+    # responses, prompts and sampling
+    # gold read numbers, the proxy reads [NUMBER], which no training pair has
+    "numbers_masked": Case(
+        ("other test", "other sampling"), TRAINING, texts=numbers_masked, size=200
+    ),
+    # three turns of the user in each test prompt, one in each training pair
+    "few_shot_prompts": Case(
+        ("other test", "other sampling"),
+        TRAINING,
+        proxy="fewer_pairs",
+        gold=few_shot_prompts,
+        size=200,
+        dtype="bf16",
+    ),
+    # 0.5 where 0.95 was meant: four in ten pairs of responses are the same text twice
+    "top_p_mistyped": Case(
+        ("gold tied", "other sampling"),
+        TRAINING,
+        proxy="soft",
+        sampling=("--top-p", "0.5", "--num-responses", "4", "--seed", "6"),
+        size=100,
+    ),
+    # scoring
+    "first_vocabulary_logit": Case(
+        ("not this model's",), SCORE_AGAIN, rewards=first_vocabulary_logit, size=100
+    ),
+    # every reward is the same number, which the model gives the first token of a conversation
+    "first_token_pooled": Case(
+        ("scored token", "not this model's"),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=partial(read_as, first_token_alone),
+        size=100,
+        responses=4,
+    ),
+    # within a prompt nothing changes, but the first response always has 0
+    "minus_the_first": Case(
+        ("rescaled", "not this model's"),
+        SCORE_AGAIN,
+        note=True,
+        proxy="soft",
+        rewards=minus_the_first,
+        size=200,
+        responses=4,
+        dtype="bf16",
+    ),
+    # what is wrong with a reward depends on its place in the row: the first one is right
+    "history_kept": Case(
+        ("not this model's", "position"),
+        SCORE_AGAIN,
+        proxy="fewer_pairs",
+        rewards=history_kept,
+        size=100,
+    ),
+    "sign_lost": Case(
+        ("not this model's",),
+        SCORE_AGAIN,
+        proxy="mixed_precision",
+        rewards=sign_lost,
+        size=50,
+        responses=4,
+    ),
+    "timeouts_as_mean": Case(
+        ("mixed", "not this model's", "default"),
+        SCORE_AGAIN,
+        proxy="smooth",
+        rewards=partial(timeouts_as_mean, 0.2),
+        size=200,
+        dtype="bf16",
+    ),
+    "decimal_commas": Case(
+        (), SCORE_AGAIN, rewards=with_decimal_commas, size=50, refusal="finite number"
+    ),
+    # the saved model
+    "one_added_to_norms": Case(
+        ("not as trained", "overconfident"),
+        MORE,
+        proxy="soft",
+        tamper=one_added_to_norms,
+        size=200,
+        harm=loses(0.84),
+    ),
+    "prefix_space_added": Case(
+        ("not as trained",),
+        MORE,
+        proxy="mixed_precision",
+        tamper=prefix_space_added,
+        size=200,
+        dtype="bf16",
+        harm=loses(0.8),
+    ),
+    # a good model under the records of a poor run: what they say of training is not about it
+    "records_of_another": Case(
+        ("not as trained",),
+        MORE,
+        proxy="smooth",
+        tamper=partial(records_of, "one_epoch"),
+        size=200,
+    ),
+    # two at once
+    # a proxy that has learned little, whose rewards were made with other names of the roles
+    "one_epoch_sharegpt_roles": Case(
+        ("other template", "not this model's", *LEARNED_LITTLE),
+        RATE_DOWN,
+        proxy="one_epoch",
+        rewards=partial(scored_as, with_sharegpt_roles),
+        size=300,
+        harm=loses(0.77),
+    ),
+    # the labels are noisy, and of the test responses the numbers are masked
+    "flipped_20_numbers_masked": Case(
+        ("noisy labels", "other test", "other sampling"),
+        MORE,
+        proxy="flipped_20",
+        texts=numbers_masked,
+        size=300,
+    ),
 }
 
 HEALTHY = {
@@ -2234,6 +2618,26 @@ HEALTHY = {
         proxy="smooth", tamper=longer_context, size=100, responses=4, dtype="bf16"
     ),
     "healthy_soft_50_four_bf16": Case(proxy="soft", size=50, responses=4, dtype="bf16"),
+    # fifth list: written by somebody who had not read the rules
+    "healthy_lora": Case(proxy="lora", size=200),
+    "healthy_eight_responses": Case(
+        proxy="smooth", sampling=("--num-responses", "8", "--seed", "8"), size=60
+    ),
+    "healthy_refusals_at_floor": Case(
+        proxy="soft", gold=refusals_at_floor, size=100, responses=4, dtype="bf16"
+    ),
+    "healthy_two_rounds": Case(gold=sampled_in_two_rounds, size=150, responses=4),
+    # easier than the pairs of training: nearly all are right
+    "healthy_clear_pairs": Case(proxy="mixed_precision", gold=clear_pairs_alone, size=300),
+    "healthy_outliers_clipped": Case(proxy="fewer_pairs", gold=gold_outliers_clipped, size=200),
+    "healthy_five_answers": Case(proxy="smooth", gold=gold_of_five_answers, dtype="bf16"),
+    "healthy_half_in_bf16": Case(proxy="soft", rewards=second_half_in_bf16, size=200),
+    "healthy_left_padding": Case(  # with a mask, so the pads are not read
+        rewards=functools.partial(by_transformers, padding_side="left"), size=100, responses=4
+    ),
+    "healthy_log_cut": Case(proxy="mixed_precision", tamper=log_cut, size=200),
+    "healthy_token_added": Case(proxy="fewer_pairs", tamper=token_added, size=50, dtype="bf16"),
+    "healthy_saved_in_float16": Case(proxy="soft", tamper=saved_in_float16, size=100, responses=4),
 }
 
 # ---- the real world ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ a fault away is its content. P test prompts, K responses each.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -665,3 +666,31 @@ def dropout_is_on():
         return with_dropout
 
     return replaced("meta_reward_model", make)
+
+
+def positions_run_on():
+    """A packed pass is given the positions 0, 1, 2 ...: they do not restart at each response."""
+    import torch
+
+    def make(layouts):
+        def packed(groups):
+            batch = layouts["packed"](groups)
+            tokens = batch.input_ids.shape[1]
+            return dataclasses.replace(batch, position_ids=torch.arange(tokens)[None])
+
+        return layouts | {"packed": packed}
+
+    return replaced("LAYOUTS", make)
+
+
+def same_batches():
+    """Every step has one of the same four batches."""
+
+    def make(epoch_order):
+        def four_over_and_over(pairs, batch_size, seed, epoch):
+            steps = epoch_order(pairs, batch_size, seed, 0)
+            return [steps[i % 4] for i in range(len(steps))]
+
+        return four_over_and_over
+
+    return replaced("epoch_order", make)
