@@ -22,8 +22,9 @@ healthy run has no error and no warning. A referee that evaluate.py does not see
 says whether a proxy is healthy, and whether a training fault did any harm; a case of which that is
 not so with this seed is left out and counted.
 
-To add a case: a row in FAULTS or HEALTHY of fault_cases.py (or in REAL_FAULTS), and where it needs
-a proxy of its own a row in TRAININGS. Where a rule of faults.toml is renamed: NAMES, there.
+To add a case: a row in FAULTS or HEALTHY of fault_cases.py (or in REAL_FAULTS), a function in
+mistakes.py, and where it needs a proxy of its own a row in TRAININGS. Where a rule of faults.toml
+is renamed: NAMES, there.
 """
 
 import random

@@ -15,6 +15,7 @@ import estimate
 import fault_cases
 import gpu
 import labelling
+import mistakes
 import planted_faults
 import planting
 import thresholds
@@ -434,23 +435,23 @@ def row_of_pairs(i: int) -> dict:
 
 
 def test_a_flipped_pair_keeps_each_texts_reward():
-    rows = fault_cases.flip(1.0, [row_of_pairs(2)], random.Random(0), None)
+    rows = mistakes.flip(1.0, [row_of_pairs(2)], random.Random(0), None)
     assert (rows[0]["chosen_reward"], rows[0]["rejected_reward"]) == (1.0, 4.0)
     assert rows[0]["rejected"] == row_of_pairs(2)["chosen"]
     rows = [row_of_pairs(i) for i in range(1000)]
-    fault_cases.flip(0.2, rows, random.Random(0), None)
+    mistakes.flip(0.2, rows, random.Random(0), None)
     flipped = sum(row["chosen_reward"] < row["rejected_reward"] for row in rows)
     assert flipped == pytest.approx(200, abs=40)
 
 
 def test_faults_of_pairs_do_what_they_say():
     rows = [row_of_pairs(i) for i in range(30)]
-    for row in fault_cases.longer_is_chosen(rows, random.Random(0), None):
+    for row in mistakes.longer_is_chosen(rows, random.Random(0), None):
         lengths = [len(row[side][-1]["content"]) for side in ("chosen", "rejected")]
         assert lengths[0] >= lengths[1]
-    repeated = fault_cases.repeated(5, rows, random.Random(0), None)
+    repeated = mistakes.repeated(5, rows, random.Random(0), None)
     assert len(repeated) == 30 and repeated[:6] == repeated[24:]
-    changed = fault_cases.other_system_message(rows, random.Random(0), None)
+    changed = mistakes.other_system_message(rows, random.Random(0), None)
     assert changed[3]["chosen"][0]["content"] and changed[3]["rejected"][0]["content"]
 
 
@@ -462,31 +463,31 @@ def bench_in(tmp_path, seed: int = 0) -> planting.Bench:
 def test_faults_of_rewards_do_what_they_say(tmp_path):
     own = rng().normal(size=(40, 2))
     scored = planting.Scored(own, None, [], bench_in(tmp_path))
-    shuffled = fault_cases.rows_shuffled(scored)
+    shuffled = mistakes.rows_shuffled(scored)
     assert sorted(map(tuple, shuffled)) == sorted(map(tuple, own))
     assert (shuffled != own).any()
-    squashed = fault_cases.squashed(scored)
+    squashed = mistakes.squashed(scored)
     assert (squashed.ravel().argsort() == own.ravel().argsort()).all()
     assert 0 < squashed.min() and squashed.max() < 1
-    raised = fault_cases.second_raised(scored) - own
+    raised = mistakes.second_raised(scored) - own
     assert (raised[:, 0] == 0).all() and np.ptp(raised[:, 1]) < 1e-12 < raised[0, 1]
-    doubled = functools.partial(fault_cases.times_and_plus, 2.0, 0.0)
-    two = fault_cases.both(fault_cases.sides_swapped, doubled, scored)
+    doubled = functools.partial(mistakes.times_and_plus, 2.0, 0.0)
+    two = mistakes.both(mistakes.sides_swapped, doubled, scored)
     assert (two == 2 * own[:, ::-1]).all()
 
 
 def test_faults_of_gold_do_what_they_say(tmp_path):
     gold = rng().normal(size=(200, 2))
     bench = bench_in(tmp_path)
-    rating = fault_cases.gold_from_1_to_10(gold, None, bench)
+    rating = mistakes.gold_from_1_to_10(gold, None, bench)
     assert set(np.unique(rating)) == set(range(1, 11))
     margins = (gold[:, 0] - gold[:, 1]) * (rating[:, 0] - rating[:, 1])
     assert margins.min() == 0  # no pair is ordered otherwise
-    clipped = fault_cases.gold_clipped(gold, None, bench)
+    clipped = mistakes.gold_clipped(gold, None, bench)
     assert (clipped == clipped.max()).mean() == pytest.approx(0.3, abs=0.01)
-    tied = fault_cases.gold_in_two_values(gold, None, bench)
+    tied = mistakes.gold_in_two_values(gold, None, bench)
     assert (tied[:, 0] == tied[:, 1]).mean() > 0.5
-    assert 0 <= fault_cases.gold_through_sigmoid(gold, None, bench).min()
+    assert 0 <= mistakes.gold_through_sigmoid(gold, None, bench).min()
 
 
 @pytest.mark.parametrize("name", sorted(fault_cases.TRAININGS | fault_cases.REAL_TRAININGS))
@@ -502,8 +503,8 @@ def test_the_functions_of_train_py_that_are_replaced_exist_and_come_back(name):
 
 
 def test_a_training_is_done_again_where_its_settings_differ():
-    known = planting.Training("--lr 1", change=functools.partial(fault_cases.flip, 0.1))
-    other = replace(known, change=functools.partial(fault_cases.flip, 0.2))
+    known = planting.Training("--lr 1", change=functools.partial(mistakes.flip, 0.1))
+    other = replace(known, change=functools.partial(mistakes.flip, 0.2))
     assert known.fingerprint() == replace(known).fingerprint()
     assert (
         len({known.fingerprint(), other.fingerprint(), replace(known, pairs=7).fingerprint()}) == 3
@@ -522,7 +523,7 @@ def test_the_files_of_a_case_belong_together(tmp_path, monkeypatch):
     write_json(paths["test_rewards"], [[i, 2.0, 3.0] for i in range(8)])
 
     bench = bench_in(tmp_path)
-    same = functools.partial(fault_cases.same_twice, 1.0)
+    same = functools.partial(mistakes.same_twice, 1.0)
     files = planting.write_test_files(bench, 5, 2, same)
     assert read_json(str(files.gold)) == [[i, i] for i in range(5)]
     assert read_json(str(files.responses))[4] == {"response_1": "4 1", "response_2": "4 1"}
@@ -550,17 +551,17 @@ def test_a_saved_model_is_tampered_with_in_a_copy(tmp_path, toy_model_folder):
 
     copy = tmp_path / "copy"
     planting.copy_model(str(model), copy)
-    fault_cases.head_times(0.1, bench, copy)
+    mistakes.head_times(0.1, bench, copy)
     changed = load_file(copy / "model.safetensors")
     assert changed.pop("score.weight") == pytest.approx(0.1 * weights["score.weight"])
     assert all(torch.equal(weights[name], tensor) for name, tensor in changed.items())
 
-    fault_cases.head_drawn_anew(bench, copy)
+    mistakes.head_drawn_anew(bench, copy)
     drawn = load_file(copy / "model.safetensors")["score.weight"]
     assert drawn.norm().item() == pytest.approx(0.1 * 32**0.5, rel=1e-4)
     assert drawn.std() > 0
 
-    fault_cases.vocabulary_shuffled(bench, copy)
+    mistakes.vocabulary_shuffled(bench, copy)
     before = read_json(str(model / "tokenizer.json"))["model"]["vocab"]
     after = read_json(str(copy / "tokenizer.json"))["model"]["vocab"]
     assert sorted(before.values()) == sorted(after.values())
