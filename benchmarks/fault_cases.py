@@ -59,7 +59,7 @@ NAMES = {
     "repeated rows": ("repeated_test_rows",),
     "prompt repeated": ("responses_repeat_prompt",),
     # recorded against measured
-    "not as trained": ("model_not_as_trained",),
+    "not as trained": ("model_not_as_trained", "training_not_as_scored"),
     "not this model's": ("rewards_not_of_model",),
     "rescaled": ("rewards_rescaled",),
     "squashed": ("rewards_squashed",),
@@ -1129,7 +1129,11 @@ FAULTS = {
     ),
     # a switch for debugging was left on: all steps have the same four batches, 128 pairs of 2,000
     "same_batches": Case(
-        ("memorised", "overconfident"), MORE, proxy="same_batches", size=200, harm=loses(0.77)
+        ("memorised", "overconfident", "not as trained"),
+        MORE,
+        proxy="same_batches",
+        size=200,
+        harm=loses(0.77),
     ),
     # the questions were joined by row number after one was lost: no pair has its own
     "questions_shifted": Case(
@@ -1215,7 +1219,7 @@ FAULTS = {
     ),
     # what is wrong with a reward depends on its place in the row: the first one is right
     "history_kept": Case(
-        ("not this model's", "position"),
+        ("not this model's", "position", "mixed"),
         SCORE_AGAIN,
         proxy="fewer_pairs",
         rewards=mistakes.history_kept,

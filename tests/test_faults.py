@@ -96,6 +96,7 @@ HEALTHY_MODEL = {
     "twins": 40,
     "twin_share": 0.04,
     "twin_share_low": 0.03,
+    "twin_share_high": 0.05,
     "twin_gap": 0.0,
     # its training pairs, scored after training
     "train_prompts": 200,
@@ -132,6 +133,16 @@ HEALTHY_MODEL = {
     "foreign_share": 0.0,
     "foreign_share_low": 0.0,
     "pairs_are_new": 1.0,
+    "train_twin_share": 0.04,
+    "train_twin_share_low": 0.035,
+    "train_twin_share_high": 0.045,
+    "unknown_turns": 0.0,
+    "unseen_words": 0.03,
+    "unseen_words_low": 0.02,
+    "unseen_words_high": 0.04,
+    "train_unseen_words": 0.03,
+    "train_unseen_words_low": 0.025,
+    "train_unseen_words_high": 0.035,
     "cue": "of the chosen response: it has several lines",
     "cue_right": 0.6,
     "cue_right_low": 0.57,
@@ -146,7 +157,7 @@ HEALTHY_MODEL = {
     "test_truncated_share": 0.01,
     "recorded_gap": 0.1,
     "recorded_words": "when its run ended, the loss was 0.140, now it is 0.141",
-    "below_recorded": -0.05,
+    "below_steps": -0.05,
     "other_way_fits": 1.0,
     # its run
     "trained_here": 1.0,
@@ -230,7 +241,7 @@ LITTLE = {
     "right_high": 0.77,
     "new_accuracy": 0.7,
     "last_accuracy_low": 0.66,
-    "below_recorded": -0.1,
+    "below_steps": -0.1,
 }
 NOTHING = {"train_right_low": 0.45, "train_right": 0.5, "train_right_high": 0.599}
 CHANCE = {"right_low": 0.47, "right": 0.5, "right_high": 0.53, "new_accuracy": 0.5}
@@ -256,6 +267,12 @@ CASES = [
         "note",
         {"file_offset": 3.0},
         {"file_is": "other", "file_offset": WITHOUT},
+    ),
+    (
+        "rewards_rescaled",
+        "note",
+        {"file_prompt_offsets": 3.0},
+        {"file_is": "other", "file_prompt_offsets": WITHOUT},
     ),
     ("chat_template_missing", "error", {"explained_by_plain": 1.0}, {"explained_by_plain": 0.0}),
     (
@@ -349,7 +366,18 @@ CASES = [
         {"batch_over_rounding": 0.98, "batch_dependence": 0.0098},
     ),
     ("model_not_as_trained", "error", {"recorded_gap": 2.02}, {"recorded_gap": 1.98}),
-    ("model_not_as_trained", "error", {"below_recorded": 0.051}, {"below_recorded": 0.049}),
+    (
+        "model_not_as_trained",
+        "error",
+        {"below_steps": 0.051, "recorded_gap": WITHOUT},
+        {"below_steps": 0.049, "recorded_gap": 0.1},
+    ),
+    (
+        "training_not_as_scored",
+        "error",
+        {"below_steps": 0.051, "recorded_gap": 1.98},
+        {"below_steps": 0.049, "recorded_gap": 2.02},
+    ),
     ("rewards_not_of_model", "error", {"file_is": "other"}, {"file_is": "equal"}),
     # the training pairs
     (
@@ -551,6 +579,19 @@ CASES = [
     ),
     (
         "sampling_differs",
+        "warning",
+        # by hand: 0.16 - 0.04 less the root of 0.01^2 + 0.005^2, which is 0.0112: 0.1088
+        {
+            "sampling_differs": 1.0,
+            "sampling_words": "--top-p 1.0 for training, 0.5 for the test",
+            "twin_share": 0.16,
+            "twin_share_low": 0.15,
+            "twin_share_high": 0.17,
+        },
+        {"sampling_differs": 0.0, "twin_share": 0.15},
+    ),
+    (
+        "sampling_differs",
         "note",
         {"sampling_differs": 1.0, "sampling_words": "--temperature 1.0 for training, 0.2"},
         {"sampling_differs": 0.0},
@@ -561,6 +602,20 @@ CASES = [
         # by hand: 0.936 - 0.845 less the root of 0.03^2 + 0.025^2, which is 0.0391: 0.0519
         {"new_accuracy": 0.936, "new_accuracy_low": 0.906, "new_accuracy_high": 0.966},
         {"new_accuracy": 0.932},
+    ),
+    ("test_pairs_differ", "warning", {"unknown_turns": 0.51}, {"unknown_turns": 0.49}),
+    (
+        "test_pairs_differ",
+        "warning",
+        # by hand: 0.093 - 0.03 less the root of 0.01^2 + 0.005^2, which is 0.0112: 0.0518
+        {
+            "unseen_words": 0.093,
+            "unseen_words_low": 0.083,
+            "unseen_words_high": 0.103,
+            "right_low": 0.72,
+            "right_high": 0.79,
+        },
+        {"unseen_words": 0.09, "right_high": 0.81},
     ),
     # the run
     ("backbone_frozen", "error", {"backbone_moved": 0.95e-12}, {"backbone_moved": 1.05e-12}),
@@ -588,6 +643,12 @@ CASES = [
         "error",
         LITTLE | {"reward_drift": 3.05, "drift_over_margins": 10.2},
         {"reward_drift": 2.95, "drift_over_margins": 9.8, "train_bits_high": 0.51},
+    ),
+    (
+        "learning_rate_too_high",
+        "warning",
+        {"last_loss": 0.8, "last_loss_low": 0.71, "last_loss_high": 0.9},
+        {"last_loss_low": 0.69},
     ),
     (
         "learning_rate_too_high",
@@ -867,7 +928,12 @@ HIDDEN = [
     ("dropout_left_on", "warning", "twin_gap", "rewards_mixed"),
     ("dropout_left_on", "error", "twin_gap", "rewards_offset_by_position"),
     ("model_not_as_trained", "error", "recorded_gap", "chat_template_missing"),
-    ("model_not_as_trained", "error", "below_recorded", "wrong_scored_token"),
+    ("model_not_as_trained", "error", "below_steps", "wrong_scored_token"),
+    ("training_not_as_scored", "error", "below_steps", "wrong_scored_token"),
+    ("learning_rate_too_high", "warning", "last_loss_low", "labels_flipped"),
+    ("test_pairs_differ", "warning", "unseen_words", "rewards_mixed"),
+    ("test_pairs_differ", "warning", "unseen_words", "wrong_scored_token"),
+    ("test_pairs_differ", "warning", "unseen_words", "gold_is_length"),
     ("rewards_not_of_model", "error", "file_is", "dropout_left_on"),
     ("gold_saturated", "warning", "gold_at_ends_low", "gold_nearly_constant"),
     ("learning_rate_too_high", "error", "backbone_moved", "chat_template_missing"),
@@ -939,6 +1005,8 @@ GIVEN_AS = {
     "run_decay": "run_weight_decay",
     "rewards_ran": "reward_drift",
     "passes": "steps_an_epoch",
+    "words_excess": "unseen_words",
+    "twin_shift": "twin_share",
 }
 BLOCKS = faults.read_faults()
 
@@ -1156,7 +1224,7 @@ def test_where_the_rewards_are_not_the_model_s_nothing_is_concluded_from_them():
 def test_where_a_model_is_read_wrongly_its_training_is_not_blamed():
     misread = {"plain_gain": 0.3, "plain_gain_z": 8.0}
     misread |= {"plain_accuracy": 0.95, "plain_accuracy_low": 0.9}
-    found = ids(HEALTHY_MODEL | LITTLE | NOTHING | CHANCE | misread | {"below_recorded": 0.2})
+    found = ids(HEALTHY_MODEL | LITTLE | NOTHING | CHANCE | misread | {"below_steps": 0.2})
     assert found == ["chat_template_missing", "random_match"]
 
 

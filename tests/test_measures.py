@@ -489,9 +489,13 @@ def test_equal_rewards_are_no_order_and_no_sign():
     assert (found["file_is"], found["file_words"]) == ("other", "all of its rewards are 3")
 
 
-def test_an_offset_a_prompt_is_the_same_rewards():
+def test_an_offset_a_prompt_is_the_same_rewards_and_is_said():
     offset = np.random.default_rng(4).normal(size=(200, 1)) * 5
-    assert compare_with_model(OWN + offset, OWN, NOISE)["file_is"] == "equal"
+    found = compare_with_model(OWN + offset, OWN, NOISE)
+    assert found["file_is"] == "equal"
+    assert found["file_prompt_offsets"] == pytest.approx(np.ptp(offset), rel=0.01)
+    for whole in (OWN, OWN + 3):
+        assert "file_prompt_offsets" not in compare_with_model(whole, OWN, NOISE)
 
 
 def test_bf16_grid():
@@ -589,6 +593,11 @@ def test_equal_texts_tie_rightly_whatever_gold_says_of_them():
     assert found["match_ties_half"] == pytest.approx(found["match"] + 0.05)
     assert compare(proxy, gold)["proxy_tie_share"] == pytest.approx(0.1)
     assert compare(proxy, gold, [["a", "b"]] * 100)["proxy_tie_share"] == pytest.approx(0.1)
+    # nor is their order lost in rounding
+    same = np.array([[i < 10] for i in range(100)])
+    lost = resolution(proxy, gold, 1e-6)["resolution"]
+    assert lost == pytest.approx(0.1)
+    assert resolution(proxy, gold, 1e-6, same)["resolution"] == 0.0
 
 
 def test_a_default_among_gold_s_rewards_is_counted():

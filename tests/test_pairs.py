@@ -15,6 +15,7 @@ from rmood.diagnosis.pairs import (
     pairs_against_gold,
     repeats_prompt,
     sides_in_row,
+    text_shift,
 )
 from rmood.files.tables import Pair, read_pairs
 
@@ -163,13 +164,16 @@ def test_a_response_that_begins_with_its_prompt_repeats_it():
 
 def test_texts_that_are_not_in_the_row_which_a_pair_names_are_counted():
     """A text of another prompt, and one that was edited; pairs without a row say nothing."""
-    assert not_of_their_row(GOOD, RESPONSES) == {
+    assert not_of_their_row(GOOD, PROMPTS, RESPONSES) == {
         "foreign_share": 0.0,
         "foreign_share_low": pytest.approx(0.0),
     }
     foreign = [pair(0, "a", "c", index=0), pair(1, "d ", "c", index=1)]
-    assert not_of_their_row([*GOOD[:2], *foreign], RESPONSES)["foreign_share"] == 0.5
-    assert not_of_their_row([pair(0, "x", "y")], RESPONSES) == {}
+    assert not_of_their_row([*GOOD[:2], *foreign], None, RESPONSES)["foreign_share"] == 0.5
+    assert not_of_their_row([pair(0, "x", "y")], None, RESPONSES) == {}
+    shifted = [pair(1, "a", "b", index=0), *GOOD[1:]]  # the responses of row 0, another question
+    assert not_of_their_row(shifted, None, RESPONSES)["foreign_share"] == 0.0
+    assert not_of_their_row(shifted, PROMPTS, RESPONSES)["foreign_share"] == pytest.approx(1 / 3)
 
 
 def test_pairs_of_one_text_are_counted():
@@ -217,6 +221,29 @@ def test_texts_that_look_alike_have_no_mark():
     found = cue_numbers(pairs, letters, gold)
     assert found["cue_right_high"] < 0.7
     assert cue_numbers(pairs, letters, np.zeros((300, 2))) == {}  # gold orders nothing
+
+
+def test_words_and_turns_of_the_test_are_held_to_those_of_the_training_pairs():
+    """Words drawn from one list of 100: what the first half has not is as rare in the second half
+    as in the test; one test word in five masked, and two turns before the question."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{i}" for i in range(100)])
+
+    def text() -> str:
+        return " ".join(rng.choice(words, 10))
+
+    pairs = [pair(i, text(), text()) for i in range(60)]
+    prompt = pairs[0].chosen[:-1]
+    tests = [[[*prompt, {"role": "assistant", "content": text()}]] for _ in range(50)]
+    alike = text_shift(pairs, tests)
+    assert alike["unknown_turns"] == 0.0
+    assert alike["unseen_words_low"] - alike["train_unseen_words_high"] < 0.01
+
+    masked = [[[*prompt, {"role": "assistant", "content": f"{text()} [X] [X]"}]] for _ in range(50)]
+    found = text_shift(pairs, masked)
+    assert found["unseen_words"] == pytest.approx(2 / 12, abs=0.02)
+    examples = [[[*prompt, *prompt, *prompt, tests[0][0][-1]]]] * 50
+    assert text_shift(pairs, examples)["unknown_turns"] == 1.0
 
 
 # ---- real preference data ------------------------------------------------------------------------

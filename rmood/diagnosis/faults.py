@@ -102,10 +102,10 @@ def _too_few(numbers: dict) -> set[str]:
             hidden -= set(OF_ALL_PAIRS)
         hidden |= {"learning_word", "resolution_low", "gain_over_probe_high", "probe_match_high"}
         hidden |= {"cost_memorised", "cost_scale", "cost_length", "twin_over_noise"}
-        hidden |= {"length_shift_low", "test_shortfall", "cue_lost"}
+        hidden |= {"length_shift_low", "test_shortfall", "cue_lost", "words_excess", "twin_shift"}
     if numbers.get("train_prompts", FEWEST_PROMPTS) < FEWEST_PROMPTS:
         hidden |= {name for name in numbers if name.startswith(("train_", "read_"))}
-        hidden |= {"unlearned", "learning_word", "cost_unlearned", "below_recorded"}
+        hidden |= {"unlearned", "learning_word", "cost_unlearned", "below_steps"}
         hidden |= {f"{kind}_gain" for kind in ("token", "cut", "plain")}
     return hidden
 
@@ -156,6 +156,8 @@ def derived(numbers: dict) -> dict:
     passes           steps done over those of an epoch; where these are not known, run_epochs
     rewards_ran      1 where reward_drift is above what half a bit takes in margins, else 0
     cue_lost         lower bound of cue_right minus cue_test_right
+    words_excess     lower bound of unseen_words minus train_unseen_words
+    twin_shift       lower bound of twin_share minus train_twin_share
     gold_kind_words  gold_kind, and whether it was said or guessed
     """
     n = numbers
@@ -189,6 +191,8 @@ def derived(numbers: dict) -> dict:
         "length_shift_low": None if None in shifts else max(0.0, *shifts),
         "test_shortfall": _least_difference(n, "new_accuracy", "right"),
         "cue_lost": _least_difference(n, "cue_right", "cue_test_right"),
+        "words_excess": _least_difference(n, "unseen_words", "train_unseen_words"),
+        "twin_shift": _least_difference(n, "twin_share", "train_twin_share"),
     }
     if not n.get("pairs_are_new"):
         differences.pop("test_shortfall")

@@ -316,7 +316,8 @@ def run_numbers(run: dict) -> dict:
     for name in ("lr", "epochs", "batch_size", "precision", "weight_decay"):
         if name in config:
             found[f"run_{name}"] = config[name]
-    if groups := run.get("groups", run.get("pairs")):
+    groups = run.get("groups", run.get("pairs"))
+    if groups and "batch_size" in config:
         found["steps_an_epoch"] = -(-groups // config["batch_size"])
     if run.get("stopped"):
         found["stopped_words"] = run["stopped"]

@@ -531,7 +531,7 @@ def agreement_too_good(proxy: np.ndarray, gold: np.ndarray) -> dict:
 def twin_gap(proxy: np.ndarray, responses: list[list[str]]) -> dict:
     """(P, K) rewards and texts -> do identical responses to one prompt get identical rewards?
 
-    twins      number of pairs of identical responses; twin_share, twin_share_low: of all pairs
+    twins      number of pairs of identical responses; twin_share, with its interval: of all pairs
     twin_gap   root mean square of their margins over that of all margins: above 0 with dropout, or
                where rewards and responses are in different order; absent without twins
     """
@@ -539,20 +539,27 @@ def twin_gap(proxy: np.ndarray, responses: list[list[str]]) -> dict:
     same = identical_responses(responses)
     of_all = share(same.ravel().astype(float), np.arange(len(same)).repeat(same.shape[1]))
     numbers = {"twins": int(same.sum())}
-    numbers |= {"twin_share": of_all.value, "twin_share_low": of_all.low}
+    numbers |= of_all.as_numbers("twin_share")
     if same.any() and margins.any():
         numbers["twin_gap"] = float(std_within(margins[same]) / std_within(margins))
     return numbers
 
 
-def resolution(proxy: np.ndarray, gold: np.ndarray, score_noise: float) -> dict:
+def resolution(
+    proxy: np.ndarray, gold: np.ndarray, score_noise: float, same: np.ndarray | None = None
+) -> dict:
     """(P, K) rewards, and the root mean square of what rounding changes in a margin -> is the order
     of the compared pairs lost in it?
+
+    same: (P, M) where both texts of a pair are equal, and their order is none.
 
     resolution, resolution_low, resolution_high   share of them with |margin| under twice that noise
     """
     x, prompt = towards_gold(proxy, gold)
     lost = np.abs(x) < 2 * score_noise
+    if same is not None:
+        compared, _ = compared_pairs(within_prompt_margins(gold))
+        lost &= ~same[compared]
     return share(lost.astype(float), prompt).as_numbers("resolution")
 
 
@@ -588,7 +595,8 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
                     mixed      the same in a part of the rows (same_rows), or in some places only
                     other      none of these: of another model, or of other texts
     file_words      what was found, in words
-    file_offset     one constant that is added to all rewards of an equal file, where there is one
+    file_offset     one constant that is added to all rewards of an equal file, where there is one;
+                    file_prompt_offsets: the range of the constants, where each prompt has its own
     file_tolerance  how far two rewards may be apart and count as equal: 4 times the noise, and half
                     a step of bf16 where the file holds bf16 values
     """
@@ -613,6 +621,9 @@ def compare_with_model(rewards: np.ndarray, own: np.ndarray, noise: float) -> di
         constant = float(np.median(rewards - own))
         if abs(constant) > tolerance and alike(rewards - own - constant):
             numbers["file_offset"] = constant
+        elif not alike(rewards - own):
+            of_prompts = np.median(rewards - own, axis=1)
+            numbers["file_prompt_offsets"] = float(of_prompts.max() - of_prompts.min())
         return numbers
 
     if rewards.std() == 0:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..files.tables import Conversation, Pair
 from .measures import least_loss
-from .scale import share
+from .scale import mean, share
 
 Sides = tuple[int, int]  # places of the chosen and of the rejected text in a row
 Check = tuple[str, list[str], str]  # name, a line for each failure, words for success
@@ -290,17 +290,23 @@ def label_noise(
 # ---- texts ---------------------------------------------------------------------------------------
 
 
-def not_of_their_row(pairs: list[Pair], responses: list[list[str]]) -> dict[str, float]:
-    """Are the texts of the pairs those of the responses that they were made from?
+def not_of_their_row(
+    pairs: list[Pair], prompts: list[Conversation] | None, responses: list[list[str]]
+) -> dict[str, float]:
+    """Are the texts of the pairs those of the row that they were made from?
 
-    foreign_share, foreign_share_low   of the pairs that name their row, those whose two texts are
-                                       not both there; {} where none names one
+    foreign_share, foreign_share_low   of the pairs that name their row, those whose two responses
+                                       are not both there, or whose question is not, where the
+                                       prompts are known; {} where none names one
     """
     foreign = []
     for pair in pairs:
         if pair.index is None or not 0 <= pair.index < len(responses):
             continue
-        foreign.append(not sides_in_row(pair, None, responses[pair.index]))
+        own = bool(sides_in_row(pair, None, responses[pair.index]))
+        if prompts is not None:
+            own &= _question(pair.chosen[:-1]) == _question(prompts[pair.index])
+        foreign.append(not own)
     if not foreign:
         return {}
     found = share(np.array(foreign, dtype=float), np.arange(len(foreign)))
@@ -316,10 +322,56 @@ def equal_sides(pairs: list[Pair]) -> dict[str, float]:
 
 def repeats_prompt(conversation: Conversation) -> bool:
     """Does the response begin with the whole of the last question?"""
-    questions = [one["content"].strip() for one in conversation[:-1] if one["role"] == "user"]
-    if not questions or not questions[-1]:
-        return False
-    return conversation[-1]["content"].lstrip().startswith(questions[-1])
+    question = _question(conversation[:-1])
+    return bool(question) and conversation[-1]["content"].lstrip().startswith(question)
+
+
+def _question(prompt: Conversation) -> str:
+    """The user's last turn; "" without one."""
+    questions = [one["content"].strip() for one in prompt if one["role"] == "user"]
+    return questions[-1] if questions else ""
+
+
+def text_shift(pairs: list[Pair], conversations: list[list[Conversation]]) -> dict[str, float]:
+    """Are the test texts of the kind that the training pairs are of?
+
+    unknown_turns         share of the test prompts with a number of turns that no training pair has
+    unseen_words, ...     share of the words in the test responses that no pair of the first half of
+                          the training pairs has; with _low and _high
+    train_unseen_words, ...   the same of the responses of the second half
+    """
+    turns = {_turns(pair.chosen) for pair in pairs}
+    unknown = [_turns(row[0]) not in turns for row in conversations]
+    found = {"unknown_turns": float(np.mean(unknown))}
+    known = {
+        word
+        for pair in pairs[::2]
+        for side in (pair.chosen, pair.rejected)
+        for turn in side
+        for word in _words(turn["content"])
+    }
+
+    def unseen(conversation: Conversation) -> float:
+        words = _words(conversation[-1]["content"])
+        return float(np.mean([word not in known for word in words])) if words else 0.0
+
+    of_test = np.array([[unseen(one) for one in row] for row in conversations])
+    row = np.arange(len(of_test)).repeat(of_test.shape[1])
+    found |= mean(of_test.ravel(), row).as_numbers("unseen_words")
+    rest = pairs[1::2]
+    if not rest:
+        return found
+    of_rest = np.array([[unseen(pair.chosen), unseen(pair.rejected)] for pair in rest])
+    _, prompt = np.unique([pair.prompt_key for pair in rest], return_inverse=True)
+    return found | mean(of_rest.ravel(), prompt.repeat(2)).as_numbers("train_unseen_words")
+
+
+def _turns(conversation: Conversation) -> int:
+    return sum(turn["role"] != "system" for turn in conversation)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\S+", text.lower())
 
 
 # What shows in a text without reading it. Where one of these tells chosen from rejected, a model

@@ -13,14 +13,35 @@ import numpy as np
 
 from ..files.paths import dataset_paths
 from ..files.provenance import read_run_file
-from ..files.tables import Conversation, Pair, local_path, read_pairs, read_responses, read_rewards
+from ..files.tables import (
+    Conversation,
+    Pair,
+    local_path,
+    read_pairs,
+    read_prompts,
+    read_responses,
+    read_rewards,
+)
 from ..metrics import wilson
 from ..scoring import Scorer
 from ..tokenization import render, template_facts
 from . import probes
 from .inputs import PathLike, draw, gold_cut, read_run, run_of_responses
-from .measures import bf16_share, longest_share, resolution, train_numbers
-from .pairs import cue_numbers, equal_sides, label_noise, not_of_their_row, repeats_prompt
+from .measures import (
+    bf16_share,
+    identical_responses,
+    longest_share,
+    resolution,
+    train_numbers,
+)
+from .pairs import (
+    cue_numbers,
+    equal_sides,
+    label_noise,
+    not_of_their_row,
+    repeats_prompt,
+    text_shift,
+)
 from .scale import (
     FEWEST_PROMPTS,
     Estimate,
@@ -65,7 +86,9 @@ def probe(
     missing: list[dict] = []
     some = conversations[: max(8, NOISE_RESPONSES // len(conversations[0]))]
     found |= probes.rounding_numbers(scorer, some)
-    found |= resolution(rewards, gold, found["score_noise"])
+    responses = [[one[-1]["content"] for one in row] for row in conversations]
+    same = identical_responses(responses)
+    found |= resolution(rewards, gold, found["score_noise"], same)
     found["scored_in"] = probes.backbone_dtype(scorer)
     if own is not None:
         found["model"] = Path(scorer.name).name
@@ -102,8 +125,8 @@ def probe(
         of_pairs, not_there = pair_numbers(known, files, run, conversations, scorer.tokenizer)
         found |= of_pairs
         found["pairs_are_new"] = pairs_are_new(known, read_run_file(path) or {}, run)
-        responses = [[one[-1]["content"] for one in row] for row in conversations]
         found |= cue_numbers(draw(known, CUE_PAIRS, seed), responses, gold)
+        found |= text_shift(draw(known, CUE_PAIRS, seed), conversations)
         missing += not_there
         drawn, is_recorded = draw_as_recorded(known, run, num_samples, seed, pairs is not None)
         reading, of_drawn, otherwise = probes.training_reading(scorer, drawn, plain=full)
@@ -114,8 +137,10 @@ def probe(
             why = "run.json has no loss of these training pairs, scored after training"
             missing.append(lacking("recorded_gap", why))
             found |= {"other_way_fits": 1.0}
-            if "last_accuracy_low" in numbers and pairs is None:
-                found["below_recorded"] = numbers["last_accuracy_low"] - found["train_right_high"]
+        # of weights that were kept from an earlier step the last steps say nothing
+        is_last = run.get("step") in (None, numbers.get("steps"))
+        if "last_accuracy_low" in numbers and pairs is None and is_last:
+            found["below_steps"] = numbers["last_accuracy_low"] - found["train_right_high"]
         held_out = numbers if own is None else scale_numbers(*towards_gold(own, gold))
         found["learning_word"] = "cannot tell"
         if min(found["train_prompts"], held_out["scale_prompts"]) >= FEWEST_PROMPTS:
@@ -182,6 +207,7 @@ def pair_numbers(
     train_longest_share, ..._low, ..._high  of their texts: measures.longest_share
     train_longer_wins, ..._low, ..._high    share of the pairs whose chosen response is the longer
     equal_sides, foreign_share              pairs.equal_sides, pairs.not_of_their_row
+    train_twin_share, ..._low, ..._high     pairs of identical responses behind the pairs
     echo_share, echo_share_low, train_echo_share   share of the test responses, and of the chosen
                                             ones, that begin with their prompt
     dropped_share, max_length               pairs left out because they are longer
@@ -212,7 +238,10 @@ def pair_numbers(
     numbers |= {"echo_share": of_test.value, "echo_share_low": of_test.low}
     numbers["train_echo_share"] = float(np.mean([repeats_prompt(pair.chosen) for pair in pairs]))
     if responses:
-        numbers |= not_of_their_row(pairs, responses)
+        numbers |= not_of_their_row(pairs, read_if_there("prompts", read_prompts), responses)
+        same = identical_responses([row[: len(responses[0])] for row in responses])
+        of_all = share(same.ravel().astype(float), np.arange(len(same)).repeat(same.shape[1]))
+        numbers |= of_all.as_numbers("train_twin_share")
     training_prompts = {pair.prompt_key for pair in pairs}
     test_prompts = [Pair(chosen=row[0], rejected=row[1]).prompt_key for row in conversations]
     known = np.array([prompt in training_prompts for prompt in test_prompts], dtype=float)
