@@ -845,9 +845,9 @@ FAULTS = {
         (), TRAINING, gold=mistakes.gold_of_the_first_two, size=50, responses=4, refusal="entries"
     ),
     # responses, prompts and sampling
-    # no id says that the responses begin with their prompts, which does little harm
+    # to little harm
     "prompts_in_responses": Case(
-        (), TRAINING, note=True, gold=mistakes.prompts_in_responses, size=200
+        ("prompt repeated",), TRAINING, note=True, gold=mistakes.prompts_in_responses, size=200
     ),
     "closing_token_in_text": Case(
         ("other template", "scored token"),
@@ -862,7 +862,12 @@ FAULTS = {
     ),
     # a quarter of the prompts that are counted: every interval is half as wide as it should be
     "test_rows_four_times": Case(
-        ("leak",), TRAINING, note=True, proxy="soft", gold=mistakes.quarter_four_times, size=200
+        ("leak", "repeated rows"),
+        TRAINING,
+        note=True,
+        proxy="soft",
+        gold=mistakes.quarter_four_times,
+        size=200,
     ),
     # the saved model
     "head_negated": Case(
