@@ -73,6 +73,9 @@ HEALTHY = {
     "dropped_share": Healthy(high=0.1, why="pairs longer than --max-length are left out"),
     "truncated_share": Healthy(high=0.1, why="responses that end at --max-tokens"),
     "test_truncated_share": Healthy(high=0.1, why="as truncated_share"),
+    "longest_share": Healthy(high=0.1, why="as truncated_share: texts cut at one length"),
+    "gold_cut": Healthy(high=0.1, why="as truncated_share: texts that gold read shortened"),
+    "repeated_rows": Healthy(high=0.1, why="10% more rows narrow an interval by 5%"),
     # of a proxy against gold
     "match": Healthy(low=0.8, poor=0.75, failed=0.7, why=f"{REFERENCE}; 0.5 is chance"),
     "right": Healthy(low=0.8, failed=0.7, why="as match; a tie is half"),
@@ -92,6 +95,8 @@ HEALTHY = {
         low=0.035, why="0.05 / sqrt 2: a margin of 0.05 is a probability of 51%"
     ),
     "label_noise": Healthy(high=0.05, why="0.5 is labels drawn at random"),
+    "gold_repeated": Healthy(high=0.05, why="as label_noise: one value that stands for no reward"),
+    "foreign_share": Healthy(high=0.05, why="as label_noise: texts of other rows"),
     "duplicate_share": Healthy(high=0.01),
 }
 SHARED = ("train_", "last_", "read_")  # of the same pairs, measured in other ways
