@@ -932,6 +932,7 @@ HIDDEN = [
     ("training_not_as_scored", "error", "below_steps", "wrong_scored_token"),
     ("learning_rate_too_high", "warning", "last_loss_low", "labels_flipped"),
     ("test_pairs_differ", "warning", "unseen_words", "rewards_mixed"),
+    ("test_pairs_differ", "warning", "new_accuracy", "responses_repeat_prompt"),
     ("test_pairs_differ", "warning", "unseen_words", "wrong_scored_token"),
     ("test_pairs_differ", "warning", "unseen_words", "gold_is_length"),
     ("rewards_not_of_model", "error", "file_is", "dropout_left_on"),
