@@ -143,7 +143,7 @@ HEALTHY_MODEL = {
     "train_unseen_words": 0.03,
     "train_unseen_words_low": 0.025,
     "train_unseen_words_high": 0.035,
-    "cue": "of the chosen response: it has several lines",
+    "cue": "in the chosen response, it has several lines",
     "cue_right": 0.6,
     "cue_right_low": 0.57,
     "cue_right_high": 0.63,

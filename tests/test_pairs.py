@@ -195,7 +195,7 @@ def marked(count: int, mark: str) -> list[Pair]:
         ("<|im_end|>", "it has a template's token"),
         ("</s>", "it has a template's token"),
         (" indeed", "it ends with 'indeed'"),
-        (".", "its last letter is no full stop, ! or ?"),
+        (".", "its last character is none of . ! ?"),
     ],
 )
 def test_a_mark_that_tells_chosen_from_rejected_is_found(mark, words):
@@ -204,7 +204,7 @@ def test_a_mark_that_tells_chosen_from_rejected_is_found(mark, words):
     plain = [["a b", "c d"]] * 40
     found = cue_numbers(marked(200, mark), plain, gold)
     side = "rejected" if mark == "." else "chosen"  # it is the other one that has no full stop
-    assert found["cue"] == f"of the {side} response: {words}"
+    assert found["cue"] == f"in the {side} response, {words}"
     assert found["cue_right"] == pytest.approx(0.95)
     assert found["cue_test_right"] == 0.5
     on_test = cue_numbers(marked(200, mark), [[f"a b{mark}", "c d"]] * 40, gold)
@@ -266,6 +266,6 @@ def test_a_refusal_s_first_word_tells_rm_bench_s_safety_pairs():
         sides = itertools.product(row["chosen"], row["rejected"])
         pairs += [pair(number, chosen, rejected) for chosen, rejected in sides]
     found = cue_numbers(pairs[:2000], [["a", "b"]], np.array([[1.0, 0.0]]))
-    assert found["cue"] == 'of the chosen response: it begins with "I\'m"'
+    assert found["cue"] == 'in the chosen response, it begins with "I\'m"'
     assert found["cue_right"] > 0.8
     assert found["cue_test_right"] == 0.5  # another test has no refusals

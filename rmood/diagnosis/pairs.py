@@ -379,7 +379,7 @@ def _words(text: str) -> list[str]:
 CUES = {
     "it ends in white space": lambda text: text != text.rstrip(),
     "it begins with white space": lambda text: text != text.lstrip(),
-    "its last letter is no full stop, ! or ?": lambda text: text.rstrip()[-1:] not in (*".!?",),
+    "its last character is none of . ! ?": lambda text: text.rstrip()[-1:] not in (*".!?",),
     "it begins with a small letter": lambda text: text[:1].islower(),
     "it has several lines": lambda text: "\n" in text.strip(),
     "it has Markdown": lambda text: bool(re.search(r"\*\*|^#|```", text, re.MULTILINE)),
@@ -414,7 +414,7 @@ def cue_numbers(
     which = "chosen"
     if right.mean() < 0.5:
         which, right, test_right = "rejected", 1 - right, 1 - test_right
-    found = {"cue": f"of the {which} response: {words}"}
+    found = {"cue": f"in the {which} response, {words}"}
     found |= share(right, prompt).as_numbers("cue_right")
     return found | share(test_right, np.array(test_prompt)).as_numbers("cue_test_right")
 
