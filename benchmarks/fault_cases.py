@@ -1304,7 +1304,7 @@ HEALTHY = {
     "healthy_hard_four_responses": Case(size=200, responses=4),
     "healthy_hard_gold_x10": Case(gold=partial(mistakes.gold_times, 10.0)),
     "healthy_hard_gold_tenth": Case(gold=partial(mistakes.gold_times, 0.1)),
-    "healthy_hard_1_to_10": Case(gold=mistakes.gold_from_1_to_10),
+    "healthy_hard_1_to_10": Case(gold=partial(mistakes.gold_from_1_to, 10)),
     "healthy_hard_file": Case(rewards=mistakes.as_they_are, size=200),
     "healthy_hard_file_bf16": Case(rewards=mistakes.as_they_are, size=200, dtype="bf16"),
     "healthy_soft": Case(proxy="soft"),
@@ -1328,11 +1328,13 @@ HEALTHY = {
     "healthy_early_stopped": Case(proxy="early_stopped"),
     "healthy_early_stopped_four": Case(proxy="early_stopped", size=100, responses=4, dtype="bf16"),
     "healthy_soft_probability": Case(proxy="soft", gold=partial(mistakes.gold_probability, 3.0)),
-    "healthy_smooth_1_to_7": Case(proxy="smooth", size=200, gold=mistakes.gold_from_1_to_7),
+    "healthy_smooth_1_to_7": Case(
+        proxy="smooth", size=200, gold=partial(mistakes.gold_from_1_to, 7)
+    ),
     "healthy_soft_calibrated": Case(
         proxy="soft", tamper=partial(mistakes.calibrated, "soft"), size=200
     ),
-    "healthy_hard_saved_in_bf16": Case(tamper=mistakes.saved_in_bf16, size=200),
+    "healthy_hard_saved_in_bf16": Case(tamper=partial(mistakes.saved_in, "bfloat16"), size=200),
     "healthy_smooth_two_decimals": Case(proxy="smooth", rewards=mistakes.in_two_decimals, size=200),
     # as a file of preferences is written: the proxy finds the first one better, too
     "healthy_hard_best_first": Case(texts=mistakes.best_first, size=200),
@@ -1427,7 +1429,7 @@ HEALTHY = {
         proxy="fewer_pairs", tamper=mistakes.token_added, size=50, dtype="bf16"
     ),
     "healthy_saved_in_float16": Case(
-        proxy="soft", tamper=mistakes.saved_in_float16, size=100, responses=4
+        proxy="soft", tamper=partial(mistakes.saved_in, "float16"), size=100, responses=4
     ),
 }
 

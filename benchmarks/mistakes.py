@@ -618,10 +618,10 @@ def gold_in_two_values(gold, files: Files, bench: Bench) -> np.ndarray:
     return (gold > np.quantile(gold, 0.8)).astype(float)
 
 
-def gold_from_1_to_10(gold, files: Files, bench: Bench) -> np.ndarray:
-    """A judge's whole numbers, 1 to 10, in its order."""
+def gold_from_1_to(most: int, gold, files: Files, bench: Bench) -> np.ndarray:
+    """A judge's whole numbers, from 1 on, in its order."""
     ranks = gold.ravel().argsort().argsort().reshape(gold.shape) / gold.size
-    return 1.0 + np.floor(10 * ranks)
+    return 1.0 + np.floor(most * ranks)
 
 
 def gold_rows_shuffled(gold, files: Files, bench: Bench) -> np.ndarray:
@@ -653,12 +653,6 @@ def gold_by(name: str, gold, files: Files, bench: Bench) -> np.ndarray:
 
 def gold_plus(offset: float, gold, files: Files, bench: Bench) -> np.ndarray:
     return gold + offset
-
-
-def gold_from_1_to_7(gold, files: Files, bench: Bench) -> np.ndarray:
-    """A judge's whole numbers, 1 to 7, in its order."""
-    ranks = gold.ravel().argsort().argsort().reshape(gold.shape) / gold.size
-    return 1.0 + np.floor(7 * ranks)
 
 
 def gold_probability(temperature: float, gold, files: Files, bench: Bench) -> np.ndarray:
@@ -713,9 +707,7 @@ def no_system_turn(gold, files: Files, bench: Bench) -> np.ndarray:
         [message for message in prompt if message["role"] != "system"]
         for prompt in read_prompts(str(files.prompts))
     ]
-    write_texts_anew(files, prompts, read_responses(str(files.responses)))
-    scorer = planting.scorer_of(bench.world.paths["gold"])
-    return np.array(scorer.score(files.conversations))
+    return labelled_anew(files, bench, prompts, read_responses(str(files.responses)))
 
 
 def of_training_prompts(gold, files: Files, bench: Bench) -> np.ndarray:
@@ -738,7 +730,7 @@ def write_texts_anew(files: Files, prompts: list, texts: list[list[str]]) -> Non
 
 def judge_failed_to_zero(share: float, gold, files: Files, bench: Bench) -> np.ndarray:
     """A judge's 1 to 10; where its answer could not be parsed, the score is 0."""
-    scores = gold_from_1_to_10(gold, files, bench)
+    scores = gold_from_1_to(10, gold, files, bench)
     for row in scores:
         for i in range(len(row)):
             if bench.rng.random() < share:
@@ -860,7 +852,7 @@ def incorrect_is_correct(gold, files: Files, bench: Bench) -> np.ndarray:
 
 def gold_first_number(gold, files: Files, bench: Bench) -> np.ndarray:
     """The first number in a judge's words, which quote the answer before they score it."""
-    scores = gold_from_1_to_10(gold, files, bench)
+    scores = gold_from_1_to(10, gold, files, bench)
     for row, texts in zip(scores, read_responses(str(files.responses))):
         for i, text in enumerate(texts):
             quoted = re.search("[0-9]+", text)
@@ -1131,11 +1123,11 @@ def last_layer_of_the_start(bench: Bench, folder: Path) -> None:
     planting.change_weights(folder, change)
 
 
-def saved_in_bf16(bench: Bench, folder: Path) -> None:
+def saved_in(dtype: str, bench: Bench, folder: Path) -> None:
     import torch
 
-    planting.change_weights(folder, lambda name, tensor: tensor.to(torch.bfloat16))
-    planting.change_json(folder / "config.json", lambda config: config | {"dtype": "bfloat16"})
+    planting.change_weights(folder, lambda name, tensor: tensor.to(getattr(torch, dtype)))
+    planting.change_json(folder / "config.json", lambda config: config | {"dtype": dtype})
 
 
 def calibrated(name: str, bench: Bench, folder: Path) -> None:
@@ -1340,10 +1332,3 @@ def token_added(bench: Bench, folder: Path) -> None:
         return tokenizer
 
     planting.change_json(folder / "tokenizer.json", change)
-
-
-def saved_in_float16(bench: Bench, folder: Path) -> None:
-    import torch
-
-    planting.change_weights(folder, lambda name, tensor: tensor.to(torch.float16))
-    planting.change_json(folder / "config.json", lambda config: config | {"dtype": "float16"})

@@ -479,7 +479,7 @@ def test_faults_of_rewards_do_what_they_say(tmp_path):
 def test_faults_of_gold_do_what_they_say(tmp_path):
     gold = rng().normal(size=(200, 2))
     bench = bench_in(tmp_path)
-    rating = mistakes.gold_from_1_to_10(gold, None, bench)
+    rating = mistakes.gold_from_1_to(10, gold, None, bench)
     assert set(np.unique(rating)) == set(range(1, 11))
     margins = (gold[:, 0] - gold[:, 1]) * (rating[:, 0] - rating[:, 1])
     assert margins.min() == 0  # no pair is ordered otherwise

@@ -225,7 +225,7 @@ def sampling_numbers(sampled: dict) -> dict:
 def gold_cut(gold) -> dict[str, float]:
     """gold_cut: share of the conversations that gold read shortened, by its rewards' run file; {}
     where that does not say."""
-    run = read_run_file(str(gold)) or {} if is_rewards_file(gold) else {}
+    run = run_of_rewards(gold)
     return {"gold_cut": run["conversations_cut"]} if "conversations_cut" in run else {}
 
 
@@ -238,12 +238,14 @@ def repeated_rows(texts: Texts | None) -> dict[str, float]:
     return {"repeated_rows": 1 - len(rows) / len(texts[1])}
 
 
+def run_of_rewards(rewards) -> dict:
+    """The run file of a rewards file; {} for anything else, or where there is none."""
+    return read_run_file(str(rewards)) or {} if is_rewards_file(rewards) else {}
+
+
 def maker_of(rewards) -> str | None:
     """The model that made a rewards file, by its run file, where that is a local folder."""
-    if not is_rewards_file(rewards):
-        return None
-    run = read_run_file(str(rewards)) or {}
-    model = run.get("config", {}).get("model_name", "")
+    model = run_of_rewards(rewards).get("config", {}).get("model_name", "")
     return model if Path(model, "config.json").is_file() else None
 
 

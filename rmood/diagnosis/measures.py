@@ -25,6 +25,7 @@ from .scale import (
     mean,
     scale_numbers,
     share,
+    share_of_rows,
     towards_gold,
 )
 
@@ -331,8 +332,7 @@ def longest_share(lengths: np.ndarray) -> Estimate:
     """(P, K) lengths -> the share of texts that are exactly as long as the longest one. Texts of
     their own length hardly ever are; of texts that were cut at a length all that were longer are.
     """
-    hits = (lengths == lengths.max()).astype(float)
-    return share(hits.ravel(), np.arange(len(lengths)).repeat(lengths.shape[1]))
+    return share_of_rows(lengths == lengths.max())
 
 
 def break_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
@@ -490,9 +490,7 @@ def _at_ends(side: str, rewards: np.ndarray) -> dict:
     at_ends = (rewards <= low + near) | (rewards >= high - near)
     _, number, counts = np.unique(rewards, return_inverse=True, return_counts=True)
     at_ends &= (counts[number] > 1).reshape(rewards.shape)
-    found = share(
-        at_ends.ravel().astype(float), np.repeat(np.arange(len(rewards)), rewards.shape[1])
-    )
+    found = share_of_rows(at_ends)
     return {f"{side}_at_ends": found.value, f"{side}_at_ends_low": found.low}
 
 
@@ -500,8 +498,7 @@ def _repeated(side: str, rewards: np.ndarray) -> dict:
     values, counts = np.unique(rewards, return_counts=True)
     most, next_most = np.sort(np.concatenate([counts, [1]]))[[-1, -2]]
     value = values[counts.argmax()]
-    prompt = np.repeat(np.arange(len(rewards)), rewards.shape[1])
-    found = share((rewards == value).ravel().astype(float), prompt)
+    found = share_of_rows(rewards == value)
     return {
         f"{side}_repeated": found.value,
         f"{side}_repeated_low": found.low,
@@ -537,9 +534,8 @@ def twin_gap(proxy: np.ndarray, responses: list[list[str]]) -> dict:
     """
     margins = within_prompt_margins(proxy)
     same = identical_responses(responses)
-    of_all = share(same.ravel().astype(float), np.arange(len(same)).repeat(same.shape[1]))
     numbers = {"twins": int(same.sum())}
-    numbers |= of_all.as_numbers("twin_share")
+    numbers |= share_of_rows(same).as_numbers("twin_share")
     if same.any() and margins.any():
         numbers["twin_gap"] = float(std_within(margins[same]) / std_within(margins))
     return numbers

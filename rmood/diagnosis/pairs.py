@@ -371,7 +371,7 @@ def _turns(conversation: Conversation) -> int:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\S+", text.lower())
+    return text.lower().split()
 
 
 # What shows in a text without reading it. Where one of these tells chosen from rejected, a model

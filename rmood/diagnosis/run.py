@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
-from ..files.provenance import read_run_file
 from ..files.tables import Conversation, Pair, join_conversations, read_pairs
 from ..metrics import HEALTHY, pair_metrics
 from . import faults, report, text
@@ -40,6 +39,7 @@ from .inputs import (
     repeated_rows,
     run_numbers,
     run_of_responses,
+    run_of_rewards,
     sampling_numbers,
     texts_in,
 )
@@ -183,7 +183,7 @@ def diagnose(
             own = score(scorer, conversations)
         options = {"pairs": pairs, "num_samples": num_samples, "seed": seed}
         options |= {"full": level == "full", "numbers": numbers, "sampled": sampled or {}}
-        options["gold_run"] = read_run_file(str(gold)) or {} if is_rewards_file(gold) else {}
+        options["gold_run"] = run_of_rewards(gold)
         trained = torch_modules().trained
         probed, not_measured = trained.probe(
             scorer, conversations, rewards, gold_rewards, own, **options

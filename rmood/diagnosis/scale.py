@@ -116,6 +116,11 @@ def share(hits: np.ndarray, prompt: np.ndarray) -> Estimate:
     return Estimate(p, *wilson(p * effective, effective))
 
 
+def share_of_rows(hits: np.ndarray) -> Estimate:
+    """Share of (P, M) hits: those of one row are of one prompt."""
+    return share(hits.ravel().astype(float), np.arange(len(hits)).repeat(hits.shape[1]))
+
+
 # ---- scale and knowledge -------------------------------------------------------------------------
 
 

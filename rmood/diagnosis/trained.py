@@ -26,7 +26,7 @@ from ..metrics import wilson
 from ..scoring import Scorer
 from ..tokenization import render, template_facts
 from . import probes
-from .inputs import PathLike, draw, gold_cut, read_run, run_of_responses
+from .inputs import PathLike, draw, gold_cut, read_run, run_of_responses, run_of_rewards
 from .measures import (
     bf16_share,
     identical_responses,
@@ -49,12 +49,13 @@ from .scale import (
     loss_at,
     scale_numbers,
     share,
+    share_of_rows,
     towards_gold,
 )
 
 NOISE_RESPONSES = 48  # about so many are scored in float32 and in bf16, of 8 prompts or more
-CUE_PAIRS = 2000  # training pairs whose texts are compared with a list of cues
-SAMPLING = ("model_name", "temperature", "top_p", "top_k", "max_tokens")  # flags of sample.py
+TEXT_PAIRS = 2000  # training pairs whose texts are read for cues and for words
+SAMPLING = ("model_name", "temperature", "top_p", "max_tokens")  # flags of sample.py
 WHOLE_SAMPLE = 500  # training pairs that a run scored after training are read again, all of them
 NO_SYSTEM_TURN = "\0"  # no system message can be this
 FEW_SYSTEM_MESSAGES = 10  # of more, each is a text of its own prompt
@@ -121,12 +122,12 @@ def probe(
         behind_pairs = run_of_responses(files.get("responses", ""))
         found |= sampling_template([behind_pairs, sampled], run, stages)
         found |= sampling_numbers_differ(behind_pairs, sampled)
-        found |= gold_models(read_run_file(files.get("rewards", "")) or {}, gold_run)
+        found |= gold_models(run_of_rewards(files.get("rewards")), gold_run)
         of_pairs, not_there = pair_numbers(known, files, run, conversations, scorer.tokenizer)
         found |= of_pairs
         found["pairs_are_new"] = pairs_are_new(known, read_run_file(path) or {}, run)
-        found |= cue_numbers(draw(known, CUE_PAIRS, seed), responses, gold)
-        found |= text_shift(draw(known, CUE_PAIRS, seed), conversations)
+        some_pairs = draw(known, TEXT_PAIRS, seed)
+        found |= cue_numbers(some_pairs, responses, gold) | text_shift(some_pairs, conversations)
         missing += not_there
         drawn, is_recorded = draw_as_recorded(known, run, num_samples, seed, pairs is not None)
         reading, of_drawn, otherwise = probes.training_reading(scorer, drawn, plain=full)
@@ -136,7 +137,7 @@ def probe(
         if "recorded_gap" not in found:
             why = "run.json has no loss of these training pairs, scored after training"
             missing.append(lacking("recorded_gap", why))
-            found |= {"other_way_fits": 1.0}
+            found["other_way_fits"] = 1.0
         # of weights that were kept from an earlier step the last steps say nothing
         is_last = run.get("step") in (None, numbers.get("steps"))
         if "last_accuracy_low" in numbers and pairs is None and is_last:
@@ -233,15 +234,14 @@ def pair_numbers(
         missing.append(lacking("label_noise", "gold's rewards of the training pairs are not known"))
 
     numbers |= equal_sides(pairs)
-    echoes = np.array([[repeats_prompt(one) for one in row] for row in conversations], dtype=float)
-    of_test = share(echoes.ravel(), np.arange(len(echoes)).repeat(echoes.shape[1]))
+    echoes = np.array([[repeats_prompt(one) for one in row] for row in conversations])
+    of_test = share_of_rows(echoes)
     numbers |= {"echo_share": of_test.value, "echo_share_low": of_test.low}
     numbers["train_echo_share"] = float(np.mean([repeats_prompt(pair.chosen) for pair in pairs]))
     if responses:
         numbers |= not_of_their_row(pairs, read_if_there("prompts", read_prompts), responses)
-        same = identical_responses([row[: len(responses[0])] for row in responses])
-        of_all = share(same.ravel().astype(float), np.arange(len(same)).repeat(same.shape[1]))
-        numbers |= of_all.as_numbers("train_twin_share")
+        same = identical_responses(responses)
+        numbers |= share_of_rows(same).as_numbers("train_twin_share")
     training_prompts = {pair.prompt_key for pair in pairs}
     test_prompts = [Pair(chosen=row[0], rejected=row[1]).prompt_key for row in conversations]
     known = np.array([prompt in training_prompts for prompt in test_prompts], dtype=float)
