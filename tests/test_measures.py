@@ -577,8 +577,12 @@ def test_texts_that_were_cut_at_a_length_are_as_long_as_the_longest():
     """Geometric lengths of mean 50: cut at 40, 0.98^39 = 45% of them end there."""
     rng = np.random.default_rng(0)
     lengths = rng.geometric(0.02, size=(500, 2))
-    assert longest_share(lengths).value < 0.01
-    assert longest_share(np.minimum(lengths, 40)).value == pytest.approx(0.45, abs=0.04)
+    texts = [["".join(rng.choice(list("abcdefgh "), n)) for n in row] for row in lengths]
+    assert longest_share(texts).value < 0.01
+    cut = [[text[:40] for text in row] for row in texts]
+    assert longest_share(cut).value == pytest.approx(0.45, abs=0.04)
+    answers = [["Yes", "No"]] * 100  # all that are the longest are the same text
+    assert longest_share(answers).value == 0.0
 
 
 def test_equal_texts_tie_rightly_whatever_gold_says_of_them():

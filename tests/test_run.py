@@ -16,6 +16,7 @@ from rmood.diagnosis.calibrate import write_calibrated
 from rmood.diagnosis.inputs import repeated_rows
 from rmood.diagnosis.trained import (
     gold_models,
+    pair_numbers,
     pairs_are_new,
     recorded_loss,
     sampling_numbers_differ,
@@ -519,3 +520,34 @@ def test_rounding_cannot_move_a_mean_loss_by_more_than_its_bound():
             noise = 0.01 * noise / np.sqrt(np.square(noise).mean())
             read = np.stack([margins + noise, np.zeros(500)], axis=1)
             assert recorded_loss(read, read, record, 0.01)["recorded_gap"] < 1.05
+
+
+def test_files_behind_the_pairs_that_are_others_by_now_say_nothing(tmp_path, toy_tokenizer):
+    """A prompts file of another length, or one response a prompt: no row is compared with them."""
+    prompts = [make_prompt(i) for i in range(4)]
+    sides = [[*prompts[i], {"role": "assistant", "content": text}] for i in (3,) for text in "ab"]
+    pairs = [Pair(*sides, index=3)]
+    files = {"prompts": str(tmp_path / "prompts.json"), "responses": str(tmp_path / "texts.json")}
+    write_json(files["responses"], [{"response_1": "a", "response_2": "b"}] * 4)
+
+    def numbers() -> dict:
+        return pair_numbers(pairs, files, {"config": {}}, [sides], toy_tokenizer)[0]
+
+    write_json(files["prompts"], [{"messages": prompt} for prompt in prompts])
+    assert numbers()["foreign_share"] == 0.0
+    write_json(files["prompts"], [{"messages": prompt} for prompt in prompts[:3]])
+    assert numbers()["foreign_share"] == 0.0  # by the responses alone
+    write_json(files["responses"], [{"response_1": "a"}] * 4)
+    assert "foreign_share" not in numbers()
+    assert "train_twin_share" not in numbers()
+
+
+def test_cut_responses_of_a_group_are_counted_once(toy_tokenizer):
+    """Three of six responses end at 4 characters; each is in two of its prompt's three pairs."""
+    pairs = []
+    for i, texts in enumerate((["aaaa", "bbbb", "c"], ["dddd", "e", "f"])):
+        sides = [[*make_prompt(i), {"role": "assistant", "content": text}] for text in texts]
+        pairs += [Pair(sides[a], sides[b], group=i) for a, b in ((0, 1), (0, 2), (1, 2))]
+    conversations = [[pairs[0].chosen, pairs[0].rejected]]
+    found, _ = pair_numbers(pairs, {}, {"config": {}}, conversations, toy_tokenizer)
+    assert found["train_longest_share"] == 0.5

@@ -10,6 +10,7 @@ a pair is written first, but for those that ask whether it matters (`position_nu
 """
 
 import math
+from collections import Counter
 from itertools import combinations, permutations
 from statistics import NormalDist
 
@@ -328,11 +329,16 @@ def length_numbers(proxy: np.ndarray, gold: np.ndarray, lengths: np.ndarray) -> 
     return numbers | {"by_length_gap": match_by(gap, proxy_margin, gold_margin)}
 
 
-def longest_share(lengths: np.ndarray) -> Estimate:
-    """(P, K) lengths -> the share of texts that are exactly as long as the longest one. Texts of
-    their own length hardly ever are; of texts that were cut at a length all that were longer are.
+def longest_share(texts: list[list[str]]) -> Estimate:
+    """P rows of K texts -> the share that are exactly as long as the longest one, and no other
+    text. Texts of their own length hardly ever are; of texts that were cut at a length all that
+    were longer are. Short answers are, too, but of these many are the same: Yes, A, 42.
     """
-    return share_of_rows(lengths == lengths.max())
+    times = Counter(text for row in texts for text in row)
+    most = max(map(len, times))
+    return share_of_rows(
+        np.array([[len(text) == most and times[text] == 1 for text in row] for row in texts])
+    )
 
 
 def break_numbers(proxy: np.ndarray, gold: np.ndarray) -> dict:
@@ -800,7 +806,7 @@ def compare(
     if responses is not None:
         lengths = np.array([[len(text) for text in row] for row in responses], dtype=float)
         numbers.update(length_numbers(proxy, gold, lengths))
-        numbers.update(longest_share(lengths).as_numbers("longest_share"))
+        numbers.update(longest_share(responses).as_numbers("longest_share"))
         numbers.update(twin_gap(proxy, responses))
     return numbers
 

@@ -295,6 +295,8 @@ def not_of_their_row(
 ) -> dict[str, float]:
     """Are the texts of the pairs those of the row that they were made from?
 
+    prompts: as many as responses, or None.
+
     foreign_share, foreign_share_low   of the pairs that name their row, those whose two responses
                                        are not both there, or whose question is not, where the
                                        prompts are known; {} where none names one

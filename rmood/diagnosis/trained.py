@@ -238,8 +238,11 @@ def pair_numbers(
     of_test = share_of_rows(echoes)
     numbers |= {"echo_share": of_test.value, "echo_share_low": of_test.low}
     numbers["train_echo_share"] = float(np.mean([repeats_prompt(pair.chosen) for pair in pairs]))
-    if responses:
-        numbers |= not_of_their_row(pairs, read_if_there("prompts", read_prompts), responses)
+    if responses and len(responses[0]) > 1:
+        prompts = read_if_there("prompts", read_prompts)
+        if prompts and len(prompts) != len(responses):  # not those of these responses any more
+            prompts = None
+        numbers |= not_of_their_row(pairs, prompts, responses)
         same = identical_responses(responses)
         numbers |= share_of_rows(same).as_numbers("train_twin_share")
     training_prompts = {pair.prompt_key for pair in pairs}
@@ -248,9 +251,12 @@ def pair_numbers(
     duplicates = share(known, np.arange(len(known)))
     numbers |= {"duplicate_share": duplicates.value, "duplicate_share_low": duplicates.low}
     numbers |= system_numbers(pairs, conversations, tokenizer)
-    sizes = [[len(side[-1]["content"]) for side in (pair.chosen, pair.rejected)] for pair in pairs]
-    numbers |= longest_share(np.array(sizes)).as_numbers("train_longest_share")
-    longer = (np.sign(np.array(sizes) @ [1, -1]) + 1) / 2
+    texts = [[side[-1]["content"] for side in (pair.chosen, pair.rejected)] for pair in pairs]
+    # a response of a group is in several pairs
+    once = {(pair.prompt_key, text) for pair, both in zip(pairs, texts) for text in both}
+    numbers |= longest_share([[text] for _, text in once]).as_numbers("train_longest_share")
+    sizes = np.array([[len(text) for text in both] for both in texts])
+    longer = (np.sign(sizes @ [1, -1]) + 1) / 2
     _, prompt = np.unique([pair.prompt_key for pair in pairs], return_inverse=True)
     numbers |= share(longer, prompt).as_numbers("train_longer_wins")
 
