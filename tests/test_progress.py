@@ -79,6 +79,8 @@ print(os.environ.get("GOMP_SPINCOUNT"), layer.weight.double().sum().item().hex()
 
 def run_threads(first: bool, **environment: str) -> list[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP", "OMP"))}
+    # without these MKL promises no equal bits from one run to the next
+    clean |= {"MKL_CBWR": "COMPATIBLE", "MKL_DYNAMIC": "FALSE"}
     done = subprocess.run(
         [sys.executable, "-c", THREADS.format(first=first)],
         cwd=REPOSITORY,
